@@ -1,0 +1,1 @@
+//! A small LoRA-aware tape over candle tensors, with its operations and kernels.

@@ -1,0 +1,1 @@
+//! Hugging Face model folders as differentiable models: one file per architecture.

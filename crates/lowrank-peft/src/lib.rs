@@ -1,0 +1,1 @@
+//! PEFT's adapters: configurations, target matching, layers, files and merging.

@@ -1,0 +1,1 @@
+//! Recipes, objectives, optimizers, the training loop, checkpoints and logs.
