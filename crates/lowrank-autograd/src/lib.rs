@@ -1,1 +1,28 @@
 //! A small LoRA-aware tape over candle tensors, with its operations and kernels.
+//!
+//! candle gives storage, devices and dtypes; its own autograd is not used. A [`Value`] is a tensor
+//! with, perhaps, a place on the tape: only values with a path to a trainable [`Parameter`] have
+//! one, and each operation keeps for the backward pass just what those gradients need.
+//!
+//! Layout throughout: activations are f32, `[tokens, features]`, sequences packed end to end
+//! without padding; [`ops::Span`] says where each one lies.
+
+mod error;
+mod gradients;
+pub mod kernels;
+pub mod ops;
+mod parameter;
+pub mod random;
+mod recompute;
+pub mod reference;
+mod tape;
+mod value;
+mod weight;
+
+pub use error::{Error, Result};
+pub use gradients::Gradients;
+pub use parameter::{Parameter, ParameterId};
+pub use random::{Dropout, Key, RowKeys};
+pub use recompute::recompute;
+pub use value::Value;
+pub use weight::{MappedFile, Weight};

@@ -1,0 +1,57 @@
+//! Gradient buffers of trainable parameters.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Tensor};
+
+use crate::{ParameterId, Result, kernels};
+
+/// The sum of gradients so far, f32, one buffer for each parameter that received any.
+#[derive(Debug, Default)]
+pub struct Gradients {
+    buffers: BTreeMap<ParameterId, Tensor>,
+}
+
+impl Gradients {
+    /// No gradients yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds `gradient` to the parameter's buffer, in place once there is one.
+    pub(crate) fn add(&mut self, id: ParameterId, gradient: &Tensor) -> Result<()> {
+        match self.buffers.get(&id) {
+            Some(buffer) => kernels::elementwise::add_assign(buffer, &gradient.contiguous()?)?,
+            None => {
+                // A copy of its own: the incoming tensor may share storage with another's.
+                let own = gradient.to_dtype(DType::F32)?.copy()?;
+                self.buffers.insert(id, own);
+            }
+        }
+        Ok(())
+    }
+
+    /// The buffer of a parameter; `None` if nothing has flowed to it.
+    pub fn get(&self, id: ParameterId) -> Option<&Tensor> {
+        self.buffers.get(&id)
+    }
+
+    /// Empties all buffers.
+    pub fn clear(&mut self) {
+        self.buffers.clear();
+    }
+
+    /// Square root of the sum of all squares, summed in f64 in the parameters' order.
+    pub fn global_norm(&self) -> Result<f64> {
+        let mut sum = 0.0;
+        for buffer in self.buffers.values() {
+            sum += kernels::elementwise::sum_of_squares(buffer)?;
+        }
+        Ok(sum.sqrt())
+    }
+
+    /// Multiplies everything by `factor`, in place.
+    pub fn scale(&mut self, factor: f32) -> Result<()> {
+        self.buffers.values().try_for_each(|b| kernels::elementwise::scale_assign(b, factor))
+    }
+}

@@ -1,0 +1,26 @@
+//! Differentiable operations, one file each: the formulas stand in the header, what is saved for
+//! the backward pass is decided in one place, and a plain version stands in [`crate::reference`].
+
+mod activation;
+mod arithmetic;
+mod attention;
+mod cross_entropy;
+mod dropout;
+mod embedding;
+mod linear;
+mod loss;
+mod norm;
+mod rotary;
+mod rows;
+
+pub use activation::{Activation, activation, gated};
+pub use arithmetic::{add, mul, reshape, scale, sum_all};
+pub use attention::{AttentionShape, KeyValues, Span, attention, attention_cached};
+pub use cross_entropy::cross_entropy;
+pub use dropout::dropout;
+pub use embedding::{LowRankRows, Rows, embedding};
+pub use linear::{LowRank, Matrix, linear};
+pub use loss::{binary_cross_entropy, squared_error};
+pub use norm::{layer_norm, rms_norm};
+pub use rotary::{Angles, RotaryStyle, rotary};
+pub use rows::{columns, select_rows};

@@ -1,0 +1,68 @@
+//! Sums, products and changes of shape; nothing is saved but the factors of a product.
+
+use candle_core::Tensor;
+
+use crate::{Result, Value, kernels::check_dims};
+
+/// `a + b`, of one shape.
+///
+/// # Errors
+/// When the shapes differ.
+pub fn add(a: &Value, b: &Value) -> Result<Value> {
+    check_dims("add", "the second operand", b.data(), a.dims())?;
+    let y = (a.data() + b.data())?;
+    Ok(Value::record("add", y, [a, b], |_| |dy: Tensor| Ok([Some(dy.clone()), Some(dy)])))
+}
+
+/// `a·b`, element by element.
+///
+/// # Errors
+/// When the shapes differ.
+pub fn mul(a: &Value, b: &Value) -> Result<Value> {
+    check_dims("mul", "the second operand", b.data(), a.dims())?;
+    let y = (a.data() * b.data())?;
+    Ok(Value::record("mul", y, [a, b], |[need_a, need_b]| {
+        let b = need_a.then(|| b.data().clone());
+        let a = need_b.then(|| a.data().clone());
+        move |dy: Tensor| {
+            let da = b.map(|b| &dy * b).transpose()?;
+            let db = a.map(|a| &dy * a).transpose()?;
+            Ok([da, db])
+        }
+    }))
+}
+
+/// `factor·x`.
+///
+/// # Errors
+/// Those of the tensor library.
+pub fn scale(x: &Value, factor: f32) -> Result<Value> {
+    let y = x.data().affine(f64::from(factor), 0.0)?;
+    Ok(Value::record("scale", y, [x], |_| {
+        move |dy: Tensor| Ok([Some(dy.affine(f64::from(factor), 0.0)?)])
+    }))
+}
+
+/// The same elements under another shape.
+///
+/// # Errors
+/// When the number of elements differs.
+pub fn reshape(x: &Value, shape: &[usize]) -> Result<Value> {
+    let before = x.dims().to_vec();
+    let y = x.data().contiguous()?.reshape(shape)?;
+    Ok(Value::record("reshape", y, [x], |_| {
+        move |dy: Tensor| Ok([Some(dy.contiguous()?.reshape(before)?)])
+    }))
+}
+
+/// The sum of all elements, a scalar.
+///
+/// # Errors
+/// Those of the tensor library.
+pub fn sum_all(x: &Value) -> Result<Value> {
+    let shape = x.dims().to_vec();
+    let y = x.data().sum_all()?;
+    Ok(Value::record("sum_all", y, [x], |_| {
+        move |dy: Tensor| Ok([Some(dy.broadcast_as(shape)?.contiguous()?)])
+    }))
+}

@@ -1,0 +1,248 @@
+//! Attention: `y = softmax(s·q·kᵀ + bias)·v` inside each sequence (arXiv:1706.03762), with
+//! grouped key/value heads (arXiv:2305.13245), causal and sliding windows.
+//!
+//! Saved when any operand trains: `q`, `k`, `v`, the output and one number for each row and head;
+//! never a matrix of scores.
+
+use std::{ops::Range, sync::Arc};
+
+use candle_core::Tensor;
+
+use crate::{
+    Dropout, Error, Result, Value,
+    kernels::{
+        F32,
+        attention::{self, Operands, Saved},
+        dims2, tensor,
+    },
+};
+
+const OP: &str = "attention";
+
+/// What an attention layer is, apart from its inputs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of a query and key head.
+    pub head_dim: usize,
+    /// Width of a value head.
+    pub value_dim: usize,
+    /// Factor of the scores, mostly `1/√head_dim`.
+    pub scale: f32,
+    /// Whether a query sees only keys at or before its own position.
+    pub causal: bool,
+    /// How many keys back a query sees, itself included.
+    pub window: Option<usize>,
+    /// `c·tanh(score/c)` (Gemma 2).
+    pub softcap: Option<f32>,
+}
+
+/// One sequence: which rows are its queries and keys, and the first query's place among the keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Rows of `q`.
+    pub queries: Range<usize>,
+    /// Rows of `k` and `v`.
+    pub keys: Range<usize>,
+    /// Key position of the first query: 0 without a cache.
+    pub offset: usize,
+}
+
+impl Span {
+    /// Spans of sequences packed end to end that attend to themselves.
+    pub fn packed(lengths: &[usize]) -> Vec<Self> {
+        let mut start = 0;
+        let span = |len: &usize| {
+            let rows = start..start + len;
+            start += len;
+            Self { queries: rows.clone(), keys: rows, offset: 0 }
+        };
+        lengths.iter().map(span).collect()
+    }
+}
+
+/// `q` `[n, heads·head_dim]`, `k` `[m, kv_heads·head_dim]`, `v` `[m, kv_heads·value_dim]`; returns
+/// `[n, heads·value_dim]`.
+///
+/// `bias` `[distances, heads]` is added to the scores by key position less query position; its
+/// middle row (`distances` is odd) belongs to distance 0. `dropout` acts on the probabilities.
+///
+/// # Errors
+/// Shapes that don't fit each other, spans outside the operands, distances beyond `bias`.
+pub fn attention(
+    q: &Value,
+    k: &Value,
+    v: &Value,
+    bias: Option<&Value>,
+    shape: &AttentionShape,
+    spans: &Arc<[Span]>,
+    dropout: Option<Dropout>,
+) -> Result<Value> {
+    check(q.data(), k.data(), v.data(), bias.map(Value::data), shape, spans)?;
+    let none = Value::constant(tensor(Vec::new(), &[0, shape.heads])?);
+    let bias_value = bias.unwrap_or(&none);
+    let n = q.dims()[0];
+    let done = run(q.data(), k.data(), v.data(), bias.map(Value::data), shape, spans, &dropout)?;
+    let output = tensor(done.output, &[n, shape.heads * shape.value_dim])?;
+    let has_bias = bias.is_some();
+    Ok(Value::record(OP, output.clone(), [q, k, v, bias_value], |needs| {
+        let [q, k, v, bias] = [q, k, v, bias_value].map(|v| v.data().clone());
+        let (shape, spans, log_sums) = (shape.clone(), Arc::clone(spans), done.log_sums);
+        move |dy: Tensor| {
+            let dy = dy.contiguous()?;
+            let gradients = {
+                let of = |t| F32::of(OP, t);
+                let (fq, fk, fv) = (of(&q)?, of(&k)?, of(&v)?);
+                let (fb, fo, fdy) = (of(&bias)?, of(&output)?, of(&dy)?);
+                let of = Operands {
+                    q: &fq,
+                    k: &fk,
+                    v: &fv,
+                    bias: has_bias.then_some(&*fb),
+                    shape: &shape,
+                    dropout: dropout.as_ref(),
+                };
+                let saved = Saved { output: &fo, log_sums: &log_sums, dy: &fdy, n };
+                attention::backward(of, &spans, saved)
+            };
+            let keep = |needed: bool, g: Vec<f32>, like: &Tensor| {
+                needed.then(|| tensor(g, like.dims())).transpose()
+            };
+            Ok([
+                keep(needs[0], gradients.q, &q)?,
+                keep(needs[1], gradients.k, &k)?,
+                keep(needs[2], gradients.v, &v)?,
+                gradients.bias.map(|g| tensor(g, bias.dims())).transpose()?,
+            ])
+        }
+    }))
+}
+
+/// Keys and values of one sequence, as they grow during generation.
+#[derive(Clone, Debug, Default)]
+pub struct KeyValues {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl KeyValues {
+    /// Appends rows: `k` `[t, kv_heads·head_dim]` and `v` `[t, kv_heads·value_dim]`.
+    fn append(&mut self, k: &[f32], v: &[f32]) {
+        self.keys.extend_from_slice(k);
+        self.values.extend_from_slice(v);
+    }
+
+    /// Rows held, for keys of `width` elements.
+    fn len(&self, width: usize) -> usize {
+        self.keys.len() / width.max(1)
+    }
+}
+
+/// Attention without gradients over what `caches` (one for each span) hold and the new rows, which
+/// are appended to them first. The spans' `queries` are the new rows; `keys` and `offset` follow
+/// from the caches.
+///
+/// # Errors
+/// As [`attention`], and when the number of caches isn't that of the spans.
+pub fn attention_cached(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    bias: Option<&Tensor>,
+    shape: &AttentionShape,
+    spans: &[Span],
+    caches: &mut [KeyValues],
+) -> Result<Tensor> {
+    check(q, k, v, None, shape, spans)?;
+    let (n, _) = dims2(OP, "the queries", q)?;
+    let (kw, vw) = (shape.kv_heads * shape.head_dim, shape.kv_heads * shape.value_dim);
+    let (fq, fk, fv) = (F32::of(OP, q)?, F32::of(OP, k)?, F32::of(OP, v)?);
+    let fb = bias.map(|b| F32::of(OP, b)).transpose()?;
+    let qw = shape.heads * shape.head_dim;
+    let mut output = Vec::with_capacity(n * shape.heads * shape.value_dim);
+    for (span, cache) in spans.iter().zip(caches) {
+        let rows = &span.queries;
+        let part = |x: &'_ [f32], w: usize| -> Range<usize> {
+            (rows.start * w).min(x.len())..(rows.end * w).min(x.len())
+        };
+        let before = cache.len(kw);
+        cache.append(&fk[part(&fk, kw)], &fv[part(&fv, vw)]);
+        let of = Operands {
+            q: &fq[part(&fq, qw)],
+            k: &cache.keys,
+            v: &cache.values,
+            bias: fb.as_deref(),
+            shape,
+            dropout: None,
+        };
+        let one = Span { queries: 0..rows.len(), keys: 0..before + rows.len(), offset: before };
+        output.extend(attention::forward(of, &[one], rows.len()).output);
+    }
+    tensor(output, &[n, shape.heads * shape.value_dim])
+}
+
+fn run(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    bias: Option<&Tensor>,
+    shape: &AttentionShape,
+    spans: &[Span],
+    dropout: &Option<Dropout>,
+) -> Result<attention::Forward> {
+    let (fq, fk, fv) = (F32::of(OP, q)?, F32::of(OP, k)?, F32::of(OP, v)?);
+    let fb = bias.map(|b| F32::of(OP, b)).transpose()?;
+    let of =
+        Operands { q: &fq, k: &fk, v: &fv, bias: fb.as_deref(), shape, dropout: dropout.as_ref() };
+    Ok(attention::forward(of, spans, q.dims()[0]))
+}
+
+fn check(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    bias: Option<&Tensor>,
+    shape: &AttentionShape,
+    spans: &[Span],
+) -> Result<()> {
+    let wrong = |what, found: Vec<usize>, must_be: String| {
+        Err(Error::Shape { op: OP, what, found, must_be })
+    };
+    if shape.kv_heads == 0 || !shape.heads.is_multiple_of(shape.kv_heads) {
+        let must_be = "a number of query heads that its key/value heads divide".to_owned();
+        return wrong("the head counts", vec![shape.heads, shape.kv_heads], must_be);
+    }
+    let (n, m) = (q.dims().first().copied(), k.dims().first().copied());
+    let widths = [
+        ("q", q, n, shape.heads * shape.head_dim),
+        ("k", k, m, shape.kv_heads * shape.head_dim),
+        ("v", v, m, shape.kv_heads * shape.value_dim),
+    ];
+    for (what, t, rows, width) in widths {
+        let rows = rows.unwrap_or_default();
+        if t.dims() != [rows, width] {
+            return wrong(what, t.dims().to_vec(), format!("[{rows}, {width}]"));
+        }
+    }
+    for span in spans {
+        let inside = |r: &Range<usize>, n: Option<usize>| r.start <= r.end && Some(r.end) <= n;
+        if !inside(&span.queries, n) || !inside(&span.keys, m) {
+            let found = vec![span.queries.end, span.keys.end];
+            return wrong("a span", found, format!("inside {n:?} queries and {m:?} keys"));
+        }
+        if let Some(bias) = bias {
+            let reach = span.keys.len().max(span.offset + span.queries.len());
+            if bias.dims().len() != 2
+                || bias.dims()[1] != shape.heads
+                || bias.dims()[0] < 2 * reach - 1
+            {
+                let must_be = format!("at least [{}, {}]", 2 * reach - 1, shape.heads);
+                return wrong("the bias", bias.dims().to_vec(), must_be);
+            }
+        }
+    }
+    Ok(())
+}

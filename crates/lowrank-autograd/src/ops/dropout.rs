@@ -1,0 +1,33 @@
+//! Dropout (arXiv:1207.0580): `y = m·x`, `dx = m·dy`, where the mask `m` is computed anew from
+//! its key.
+
+use candle_core::Tensor;
+
+use crate::{
+    Dropout, Result, Value,
+    kernels::{F32, dims2, tensor},
+};
+
+/// Drops elements of `x` `[n, d]`; without a mask, `x` itself.
+///
+/// # Errors
+/// When `x` isn't an f32 matrix.
+pub fn dropout(x: &Value, mask: Option<&Dropout>) -> Result<Value> {
+    let Some(mask) = mask else { return Ok(x.clone()) };
+    let y = masked(x.data(), mask)?;
+    let mask = mask.clone();
+    Ok(Value::record("dropout", y, [x], |_| move |dy: Tensor| Ok([Some(masked(&dy, &mask)?)])))
+}
+
+fn masked(x: &Tensor, mask: &Dropout) -> Result<Tensor> {
+    let (n, d) = dims2("dropout", "the input", x)?;
+    let x = x.contiguous()?;
+    let mut y = vec![0.0; n * d];
+    let rows = F32::of("dropout", &x)?;
+    let rows = rows.chunks_exact(d.max(1));
+    for (row, (y, x)) in y.chunks_exact_mut(d.max(1)).zip(rows).enumerate() {
+        mask.factors(row, 0, y);
+        y.iter_mut().zip(x).for_each(|(y, x)| *y *= x);
+    }
+    tensor(y, &[n, d])
+}

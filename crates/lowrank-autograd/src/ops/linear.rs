@@ -1,0 +1,311 @@
+//! Linear layers with low-rank adapters: `y = x·Wᵀ + b + Σ s·(drop(x)·Aᵀ + …)·Bᵀ`
+//! (LoRA, arXiv:2106.09685, equation 3).
+//!
+//! With `h = drop(x)·Aᵀ` and `dh = s·dy·B` for each adapter:
+//! `dx = dy·W + Σ drop(dh·A)`, `dA = dhᵀ·drop(x)`, `dB = s·dyᵀ·h`, `dW = dyᵀ·x`, `db = Σ dy`.
+//!
+//! A frozen layer saves nothing; an adapter saves `x` only if `A` trains and `h` only if `B` does.
+
+use candle_core::Tensor;
+
+use crate::{
+    Dropout, Error, Result, Value, Weight,
+    kernels::{
+        F32, check_dims, dims2,
+        elementwise::column_sums,
+        product::{self, Target, View, product_parallel},
+        tensor,
+    },
+};
+
+const OP: &str = "linear";
+
+/// The matrix of a linear layer, `[out, in]`.
+#[derive(Clone, Copy, Debug)]
+pub enum Matrix<'a> {
+    /// Not trained: only the input's gradient passes through it.
+    Frozen(&'a Weight),
+    /// Trained, f32. `transposed` says that the value is `[in, out]`.
+    Trained {
+        /// The parameter's value.
+        value: &'a Value,
+        /// Whether its rows are inputs (GPT-2's Conv1D).
+        transposed: bool,
+    },
+}
+
+/// One adapter's term.
+#[derive(Clone, Debug)]
+pub struct LowRank {
+    /// `[r, in]`.
+    pub a: Value,
+    /// `[out, r]`.
+    pub b: Value,
+    /// `[out]`, multiplied by `scale` as `B` is.
+    pub bias: Option<Value>,
+    /// `lora_alpha / r` or its variant.
+    pub scale: f32,
+    /// Dropout on `A`'s input.
+    pub dropout: Option<Dropout>,
+}
+
+/// `x` `[n, in]`, `bias` `[out]`; returns `[n, out]`.
+///
+/// # Errors
+/// Shapes that don't fit each other.
+pub fn linear(
+    x: &Value,
+    matrix: Matrix<'_>,
+    bias: Option<&Value>,
+    terms: Vec<LowRank>,
+) -> Result<Value> {
+    let frozen = frozen(matrix)?;
+    check(x, &frozen, bias, &terms)?;
+    let x_data = x.data().contiguous()?;
+    let (y, hidden) = forward(&x_data, &frozen, bias, &terms)?;
+    let trained = match matrix {
+        Matrix::Trained { value, .. } => Some(value),
+        Matrix::Frozen(_) => None,
+    };
+    let mut parents = vec![x];
+    parents.extend(trained);
+    parents.extend(bias);
+    for term in &terms {
+        parents.extend([&term.a, &term.b]);
+        parents.extend(&term.bias);
+    }
+    Ok(Value::record_many(OP, y, &parents, |_| {
+        let saved = Saved {
+            x: needs_input(trained, &terms).then_some(x_data),
+            need_x: x.needs_gradient(),
+            need_matrix: trained.map(Value::needs_gradient),
+            need_bias: bias.map(Value::needs_gradient),
+            terms: terms.iter().zip(hidden).map(|(t, h)| SavedTerm::of(t, h)).collect(),
+            transposed: frozen.is_transposed(),
+            matrix: frozen,
+        };
+        move |dy| saved.gradients(&dy.contiguous()?)
+    }))
+}
+
+/// The matrix as a weight that kernels read.
+fn frozen(matrix: Matrix<'_>) -> Result<Weight> {
+    match matrix {
+        Matrix::Frozen(weight) => Ok(weight.clone()),
+        Matrix::Trained { value, transposed } => {
+            let weight = Weight::from_tensor(value.data())?;
+            Ok(if transposed { weight.transpose() } else { weight })
+        }
+    }
+}
+
+fn needs_input(matrix: Option<&Value>, terms: &[LowRank]) -> bool {
+    matrix.is_some_and(Value::needs_gradient) || terms.iter().any(|t| t.a.needs_gradient())
+}
+
+fn check(x: &Value, w: &Weight, bias: Option<&Value>, terms: &[LowRank]) -> Result<()> {
+    let &[out, input] = w.dims() else {
+        let (what, found) = ("the weight", w.dims().to_vec());
+        return Err(Error::Shape { op: OP, what, found, must_be: "a matrix".into() });
+    };
+    let (n, _) = dims2(OP, "the input", x.data())?;
+    check_dims(OP, "the input", x.data(), &[n, input])?;
+    bias.map_or(Ok(()), |b| check_dims(OP, "the bias", b.data(), &[out]))?;
+    for term in terms {
+        let (r, _) = dims2(OP, "`lora_A`", term.a.data())?;
+        check_dims(OP, "`lora_A`", term.a.data(), &[r, input])?;
+        check_dims(OP, "`lora_B`", term.b.data(), &[out, r])?;
+        let bias = term.bias.as_ref();
+        bias.map_or(Ok(()), |b| check_dims(OP, "the bias of `lora_B`", b.data(), &[out]))?;
+    }
+    Ok(())
+}
+
+/// The output, and `h` of each term.
+fn forward(
+    x: &Tensor,
+    w: &Weight,
+    bias: Option<&Value>,
+    terms: &[LowRank],
+) -> Result<(Tensor, Vec<Tensor>)> {
+    let (n, input) = dims2(OP, "the input", x)?;
+    let out = w.dims().first().copied().unwrap_or_default();
+    let x = F32::of(OP, x)?;
+    let mut y = product::linear(&x, n, w)?;
+    if let Some(bias) = bias {
+        add_to_rows(&mut y, &F32::of(OP, bias.data())?, 1.0);
+    }
+    let mut hidden = Vec::with_capacity(terms.len());
+    for term in terms {
+        let r = term.a.dims()[0];
+        let mut h = vec![0.0; n * r];
+        let (a, b) = (F32::of(OP, term.a.data())?, F32::of(OP, term.b.data())?);
+        let dropped = term.dropout.as_ref().map(|d| drop_rows(d, &x, input));
+        let x = View::new(dropped.as_deref().unwrap_or(&x), n, input);
+        product_parallel(&mut Target::new(&mut h, r), false, 1.0, x, View::new(&a, r, input).t());
+        let (h_view, b) = (View::new(&h, n, r), View::new(&b, out, r));
+        product_parallel(&mut Target::new(&mut y, out), true, term.scale, h_view, b.t());
+        if let Some(bias) = &term.bias {
+            add_to_rows(&mut y, &F32::of(OP, bias.data())?, term.scale);
+        }
+        hidden.push(tensor(h, &[n, r])?);
+    }
+    Ok((tensor(y, &[n, out])?, hidden))
+}
+
+fn add_to_rows(y: &mut [f32], bias: &[f32], scale: f32) {
+    for row in y.chunks_exact_mut(bias.len().max(1)) {
+        row.iter_mut().zip(bias).for_each(|(y, b)| *y += scale * b);
+    }
+}
+
+/// `x` with its dropout mask applied.
+fn drop_rows(dropout: &Dropout, x: &[f32], columns: usize) -> Vec<f32> {
+    let mut out = vec![0.0; x.len()];
+    for (row, (out, x)) in
+        out.chunks_exact_mut(columns.max(1)).zip(x.chunks_exact(columns.max(1))).enumerate()
+    {
+        dropout.factors(row, 0, out);
+        out.iter_mut().zip(x).for_each(|(o, x)| *o *= x);
+    }
+    out
+}
+
+struct Saved {
+    /// Kept only if a matrix or an `A` trains.
+    x: Option<Tensor>,
+    matrix: Weight,
+    transposed: bool,
+    need_x: bool,
+    need_matrix: Option<bool>,
+    need_bias: Option<bool>,
+    terms: Vec<SavedTerm>,
+}
+
+struct SavedTerm {
+    a: Tensor,
+    b: Tensor,
+    /// Kept only if `B` trains.
+    h: Option<Tensor>,
+    scale: f32,
+    dropout: Option<Dropout>,
+    need_a: bool,
+    need_bias: Option<bool>,
+}
+
+impl SavedTerm {
+    fn of(term: &LowRank, h: Tensor) -> Self {
+        Self {
+            a: term.a.data().clone(),
+            b: term.b.data().clone(),
+            h: term.b.needs_gradient().then_some(h),
+            scale: term.scale,
+            dropout: term.dropout.clone(),
+            need_a: term.a.needs_gradient(),
+            need_bias: term.bias.as_ref().map(Value::needs_gradient),
+        }
+    }
+}
+
+impl Saved {
+    /// In the order of the parents: x, matrix, bias, then A, B and bias of each term.
+    fn gradients(&self, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let (n, out) = dims2(OP, "the gradient", dy)?;
+        let dy = F32::of(OP, dy)?;
+        let input = self.matrix.dims().get(1).copied().unwrap_or_default();
+        let x = self.x.as_ref().map(|x| F32::of(OP, x)).transpose()?;
+        let mut dx = match self.need_x {
+            true => Some(product::linear_input_gradient(&dy, n, &self.matrix)?),
+            false => None,
+        };
+        let mut rest = Vec::new();
+        if let Some(needed) = self.need_matrix {
+            let x = x.as_deref().filter(|_| needed);
+            rest.push(x.map(|x| self.matrix_gradient(&dy, x, n, out, input)).transpose()?);
+        }
+        if let Some(needed) = self.need_bias {
+            rest.push(needed.then(|| tensor(column_sums(&dy, out), &[out])).transpose()?);
+        }
+        for term in &self.terms {
+            rest.extend(term.gradients(&dy, x.as_deref(), dx.as_deref_mut(), [n, out, input])?);
+        }
+        let dx = dx.map(|dx| tensor(dx, &[n, input])).transpose()?;
+        Ok(std::iter::once(dx).chain(rest).collect())
+    }
+
+    fn matrix_gradient(
+        &self,
+        dy: &[f32],
+        x: &[f32],
+        n: usize,
+        out: usize,
+        input: usize,
+    ) -> Result<Tensor> {
+        let (dy, x) = (View::new(dy, n, out), View::new(x, n, input));
+        let (left, right, shape) =
+            if self.transposed { (x, dy, [input, out]) } else { (dy, x, [out, input]) };
+        let mut dw = vec![0.0; out * input];
+        product_parallel(&mut Target::new(&mut dw, shape[1]), false, 1.0, left.t(), right);
+        tensor(dw, &shape)
+    }
+}
+
+impl SavedTerm {
+    fn gradients(
+        &self,
+        dy: &[f32],
+        x: Option<&[f32]>,
+        dx: Option<&mut [f32]>,
+        [n, out, input]: [usize; 3],
+    ) -> Result<Vec<Option<Tensor>>> {
+        let (r, _) = dims2(OP, "`lora_A`", &self.a)?;
+        let (a, b) = (F32::of(OP, &self.a)?, F32::of(OP, &self.b)?);
+        let dy_view = View::new(dy, n, out);
+        let mut dh = vec![0.0; n * r];
+        if dx.is_some() || self.need_a {
+            let b = View::new(&b, out, r);
+            product_parallel(&mut Target::new(&mut dh, r), false, self.scale, dy_view, b);
+        }
+        if let Some(dx) = dx {
+            self.add_input_gradient(dx, View::new(&dh, n, r), View::new(&a, r, input), input);
+        }
+        let da = match x.filter(|_| self.need_a) {
+            Some(x) => {
+                let dropped = self.dropout.as_ref().map(|d| drop_rows(d, x, input));
+                let x = View::new(dropped.as_deref().unwrap_or(x), n, input);
+                let mut da = vec![0.0; r * input];
+                let dh = View::new(&dh, n, r);
+                product_parallel(&mut Target::new(&mut da, input), false, 1.0, dh.t(), x);
+                Some(tensor(da, &[r, input])?)
+            }
+            None => None,
+        };
+        let db = match &self.h {
+            Some(h) => {
+                let h = F32::of(OP, h)?;
+                let mut db = vec![0.0; out * r];
+                let h = View::new(&h, n, r);
+                product_parallel(&mut Target::new(&mut db, r), false, self.scale, dy_view.t(), h);
+                Some(tensor(db, &[out, r])?)
+            }
+            None => None,
+        };
+        let mut found = vec![da, db];
+        if let Some(needed) = self.need_bias {
+            let sums = || column_sums(dy, out).iter().map(|s| s * self.scale).collect();
+            found.push(needed.then(|| tensor(sums(), &[out])).transpose()?);
+        }
+        Ok(found)
+    }
+
+    fn add_input_gradient(&self, dx: &mut [f32], dh: View<'_>, a: View<'_>, input: usize) {
+        let Some(dropout) = &self.dropout else {
+            product_parallel(&mut Target::new(dx, input), true, 1.0, dh, a);
+            return;
+        };
+        let mut own = vec![0.0; dx.len()];
+        product_parallel(&mut Target::new(&mut own, input), false, 1.0, dh, a);
+        let own = drop_rows(dropout, &own, input);
+        dx.iter_mut().zip(own).for_each(|(d, o)| *d += o);
+    }
+}

@@ -1,0 +1,48 @@
+//! Losses of regression and of several labels at once, summed over all elements.
+//! Squared error: `L = Σ (x-t)²`, `dx = 2(x-t)`. Binary cross-entropy on logits:
+//! `L = Σ max(x,0) - x·t + log(1+exp(-|x|))`, `dx = σ(x) - t`.
+
+use candle_core::Tensor;
+
+use crate::{
+    Result, Value,
+    kernels::{F32, activation::zip, check_dims, tensor},
+};
+
+/// Sum of squared differences to `targets`, f32 of the same shape.
+///
+/// # Errors
+/// When the shapes differ.
+pub fn squared_error(x: &Value, targets: &Tensor) -> Result<Value> {
+    pointwise("squared_error", x, targets, |x, t| (x - t).powi(2), |x, t| 2.0 * (x - t))
+}
+
+/// Sum of binary cross-entropies of logits against `targets` in `[0, 1]`, of the same shape.
+///
+/// # Errors
+/// When the shapes differ.
+pub fn binary_cross_entropy(x: &Value, targets: &Tensor) -> Result<Value> {
+    let loss = |x: f32, t: f32| x.max(0.0) - x * t + (-x.abs()).exp().ln_1p();
+    let slope = |x: f32, t: f32| 1.0 / (1.0 + (-x).exp()) - t;
+    pointwise("binary_cross_entropy", x, targets, loss, slope)
+}
+
+fn pointwise(
+    op: &'static str,
+    x: &Value,
+    targets: &Tensor,
+    loss: fn(f32, f32) -> f32,
+    slope: fn(f32, f32) -> f32,
+) -> Result<Value> {
+    check_dims(op, "the targets", targets, x.dims())?;
+    let (x_data, t_data) = (x.data().contiguous()?, targets.contiguous()?);
+    let losses = zip(&F32::of(op, &x_data)?, &F32::of(op, &t_data)?, loss);
+    let sum = losses.iter().map(|&l| f64::from(l)).sum::<f64>() as f32;
+    Ok(Value::record(op, tensor(vec![sum], &[])?, [x], |_| {
+        move |dy: Tensor| {
+            let scale = dy.to_scalar::<f32>()?;
+            let (x, t) = (F32::of(op, &x_data)?, F32::of(op, &t_data)?);
+            Ok([Some(tensor(zip(&x, &t, |x, t| scale * slope(x, t)), x_data.dims())?)])
+        }
+    }))
+}

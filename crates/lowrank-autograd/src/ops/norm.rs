@@ -1,0 +1,81 @@
+//! RMSNorm (arXiv:1910.07467): `y = w·x/√(mean(x²)+ε)`, and LayerNorm (arXiv:1607.06450):
+//! `y = w·(x-mean)/√(var+ε) + b`. The input is saved; its moments are computed again.
+
+use candle_core::Tensor;
+
+use crate::{
+    Result, Value,
+    kernels::{
+        F32, check_dims, dims2,
+        elementwise::column_sums,
+        norm::{self, Center},
+        tensor,
+    },
+};
+
+/// `x` `[n, d]`, `weight` `[d]`.
+///
+/// # Errors
+/// Shapes that don't fit each other.
+pub fn rms_norm(x: &Value, weight: &Value, eps: f64) -> Result<Value> {
+    normalize("rms_norm", x, weight, None, eps, Center::No)
+}
+
+/// `x` `[n, d]`, `weight` and `bias` `[d]`.
+///
+/// # Errors
+/// Shapes that don't fit each other.
+pub fn layer_norm(x: &Value, weight: &Value, bias: Option<&Value>, eps: f64) -> Result<Value> {
+    normalize("layer_norm", x, weight, bias, eps, Center::Mean)
+}
+
+fn normalize(
+    op: &'static str,
+    x: &Value,
+    weight: &Value,
+    bias: Option<&Value>,
+    eps: f64,
+    center: Center,
+) -> Result<Value> {
+    let (n, d) = dims2(op, "the input", x.data())?;
+    check_dims(op, "the weight", weight.data(), &[d])?;
+    bias.map_or(Ok(()), |b| check_dims(op, "the bias", b.data(), &[d]))?;
+    let (x_data, w_data) = (x.data().contiguous()?, weight.data().contiguous()?);
+    let y = {
+        let bias = bias.map(|b| F32::of(op, b.data())).transpose()?;
+        norm::forward(
+            &F32::of(op, &x_data)?,
+            d,
+            &F32::of(op, &w_data)?,
+            bias.as_deref(),
+            eps,
+            center,
+        )
+    };
+    let mut parents = vec![x, weight];
+    parents.extend(bias);
+    Ok(Value::record_many(op, tensor(y, &[n, d])?, &parents, |needs| {
+        let needs = needs.to_vec();
+        // Only the bias's gradient does without the input.
+        let x_data = (needs[0] || needs[1]).then_some(x_data);
+        move |dy: Tensor| {
+            let dy = dy.contiguous()?;
+            let dy = F32::of(op, &dy)?;
+            let mut found = vec![None, None];
+            if let Some(x) = &x_data {
+                let (x, w) = (F32::of(op, x)?, F32::of(op, &w_data)?);
+                if needs[0] {
+                    let dx = norm::input_gradient(&dy, &x, d, &w, eps, center);
+                    found[0] = Some(tensor(dx, &[n, d])?);
+                }
+                if needs[1] {
+                    found[1] = Some(tensor(norm::weight_gradient(&dy, &x, d, eps, center), &[d])?);
+                }
+            }
+            if let Some(needed) = needs.get(2) {
+                found.push(needed.then(|| tensor(column_sums(&dy, d), &[d])).transpose()?);
+            }
+            Ok(found)
+        }
+    }))
+}

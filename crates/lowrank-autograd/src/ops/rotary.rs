@@ -1,0 +1,51 @@
+//! Rotary position embedding (arXiv:2104.09864): pairs of elements are rotated by an angle that
+//! grows with the position. The gradient is the rotation back; nothing is saved but the angles.
+
+use candle_core::Tensor;
+
+use crate::{
+    Result, Value,
+    kernels::{F32, check_dims, dims2, rotary as kernel, tensor},
+};
+
+/// Which two elements of a head make a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RotaryStyle {
+    /// `i` and `i + half` (Llama, GPT-NeoX).
+    Halves,
+    /// `2i` and `2i + 1` (GPT-J, GLM).
+    Pairs,
+}
+
+/// Cosine and sine of every row's angles, `[n, half]` each; `2·half` elements of a head turn.
+#[derive(Clone, Debug)]
+pub struct Angles {
+    /// `[n, half]`
+    pub cos: Tensor,
+    /// `[n, half]`
+    pub sin: Tensor,
+}
+
+/// Rotates every head of `x` `[n, heads·head_dim]`.
+///
+/// # Errors
+/// Shapes that don't fit each other.
+pub fn rotary(x: &Value, head_dim: usize, angles: &Angles, style: RotaryStyle) -> Result<Value> {
+    const OP: &str = "rotary";
+    let (n, width) = dims2(OP, "the input", x.data())?;
+    let (_, half) = dims2(OP, "the angles", &angles.cos)?;
+    check_dims(OP, "the angles", &angles.cos, &[n, half])?;
+    check_dims(OP, "the angles", &angles.sin, &[n, half])?;
+    let heads = width / head_dim.max(1);
+    check_dims(OP, "the input", x.data(), &[n, heads * head_dim])?;
+    let turn = move |x: &Tensor, angles: &Angles, direction: f32| -> Result<Tensor> {
+        let x = x.contiguous()?;
+        let (cos, sin) = (F32::of(OP, &angles.cos)?, F32::of(OP, &angles.sin)?);
+        let x = F32::of(OP, &x)?;
+        let y = kernel::rotate(&x, heads, head_dim, (&cos, &sin), half, style, direction);
+        tensor(y, &[n, width])
+    };
+    let y = turn(x.data(), angles, 1.0)?;
+    let angles = angles.clone();
+    Ok(Value::record(OP, y, [x], |_| move |dy: Tensor| Ok([Some(turn(&dy, &angles, -1.0)?)])))
+}

@@ -1,0 +1,115 @@
+//! The tape: nodes that know their parents, and the walk back from a result.
+//!
+//! Nodes are numbered in the order in which they were made, so that a consumer always has a larger
+//! number than what it consumed. The walk takes the largest pending number first; the order in
+//! which gradients are added up is thus fixed, and with it every bit of the sum.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use candle_core::Tensor;
+
+use crate::{Error, Gradients, ParameterId, Result, Value};
+
+/// Gradient of a node's result → gradients of its parents. The second argument receives what a
+/// recomputed block finds for parameters inside it.
+pub(crate) type Backward =
+    Box<dyn FnOnce(Tensor, &mut Gradients) -> Result<Vec<Option<Tensor>>> + Send>;
+
+pub(crate) enum Kind {
+    /// A trainable parameter: its gradient goes to its buffer.
+    Parameter(ParameterId),
+    /// An input of a recomputed block: its gradient is handed back to the caller.
+    Input,
+    /// An operation; the function is taken out by the pass, and its saved tensors go with it.
+    Operation { op: &'static str, backward: Mutex<Option<Backward>> },
+}
+
+pub(crate) struct Node {
+    number: u64,
+    parents: Vec<Option<Arc<Node>>>,
+    kind: Kind,
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            Kind::Parameter(id) => write!(f, "#{} parameter {id:?}", self.number),
+            Kind::Input => write!(f, "#{} input", self.number),
+            Kind::Operation { op, .. } => write!(f, "#{} {op}", self.number),
+        }
+    }
+}
+
+impl Node {
+    fn new(parents: Vec<Option<Arc<Node>>>, kind: Kind) -> Arc<Self> {
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        Arc::new(Self { number: NUMBERS.fetch_add(1, Ordering::Relaxed), parents, kind })
+    }
+
+    pub(crate) fn parameter(id: ParameterId) -> Arc<Self> {
+        Self::new(Vec::new(), Kind::Parameter(id))
+    }
+
+    pub(crate) fn input() -> Arc<Self> {
+        Self::new(Vec::new(), Kind::Input)
+    }
+
+    pub(crate) fn operation(op: &'static str, parents: &[&Value], backward: Backward) -> Arc<Self> {
+        let parents = parents.iter().map(|p| p.node().cloned()).collect();
+        Self::new(parents, Kind::Operation { op, backward: Mutex::new(Some(backward)) })
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+}
+
+/// Walks back from `root` with its gradient `dy`. Parameters' gradients are added to `gradients`;
+/// those of block inputs are returned by node number.
+pub(crate) fn backward(
+    root: &Value,
+    dy: Tensor,
+    gradients: &mut Gradients,
+) -> Result<BTreeMap<u64, Tensor>> {
+    let start = root.node().ok_or(Error::NothingToDifferentiate)?;
+    let mut pending = BTreeMap::from([(start.number, (Arc::clone(start), dy))]);
+    let mut inputs = BTreeMap::new();
+    while let Some((number, (node, dy))) = pending.pop_last() {
+        match &node.kind {
+            Kind::Parameter(id) => gradients.add(*id, &dy)?,
+            Kind::Input => {
+                inputs.insert(number, dy);
+            }
+            Kind::Operation { op, backward } => {
+                let taken = backward.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let backward = taken.ok_or(Error::AlreadyDifferentiated { op })?;
+                for (parent, gradient) in node.parents.iter().zip(backward(dy, gradients)?) {
+                    if let (Some(parent), Some(gradient)) = (parent, gradient) {
+                        add_pending(&mut pending, parent, gradient)?;
+                    }
+                }
+            }
+        }
+    }
+    Ok(inputs)
+}
+
+fn add_pending(
+    pending: &mut BTreeMap<u64, (Arc<Node>, Tensor)>,
+    node: &Arc<Node>,
+    gradient: Tensor,
+) -> Result<()> {
+    let sum = match pending.remove(&node.number) {
+        Some((_, before)) => (before + gradient)?,
+        None => gradient,
+    };
+    pending.insert(node.number, (Arc::clone(node), sum));
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! A tensor and, if a trainable parameter leads to it, its place on the tape.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
+use crate::{
+    Gradients, Result,
+    tape::{Backward, Node},
+};
+
+/// A tensor that the backward pass may come through. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Value {
+    data: Tensor,
+    node: Option<Arc<Node>>,
+}
+
+impl Value {
+    /// A value that nothing trainable leads to: operations on it record and save nothing.
+    pub fn constant(data: Tensor) -> Self {
+        Self { data, node: None }
+    }
+
+    pub(crate) fn with_node(data: Tensor, node: Arc<Node>) -> Self {
+        Self { data, node: Some(node) }
+    }
+
+    /// The tensor itself.
+    pub fn data(&self) -> &Tensor {
+        &self.data
+    }
+
+    /// The shape's dimensions.
+    pub fn dims(&self) -> &[usize] {
+        self.data.dims()
+    }
+
+    /// Whether a trainable parameter leads here.
+    pub fn needs_gradient(&self) -> bool {
+        self.node.is_some()
+    }
+
+    pub(crate) fn node(&self) -> Option<&Arc<Node>> {
+        self.node.as_ref()
+    }
+
+    /// The same tensor, cut off from the tape.
+    pub fn detach(&self) -> Self {
+        Self::constant(self.data.clone())
+    }
+
+    /// The result of an operation on a fixed number of parents.
+    ///
+    /// `save` is asked which parents need gradients and returns the backward function, which holds
+    /// exactly what it will need; it is not called at all when no parent needs one. The function
+    /// maps the gradient of the result to the gradients of the parents; `None` means zero, and
+    /// entries of parents that need none are dropped.
+    pub fn record<const N: usize, B>(
+        op: &'static str,
+        data: Tensor,
+        parents: [&Value; N],
+        save: impl FnOnce([bool; N]) -> B,
+    ) -> Value
+    where
+        B: FnOnce(Tensor) -> Result<[Option<Tensor>; N]> + Send + 'static,
+    {
+        if parents.iter().all(|p| !p.needs_gradient()) {
+            return Value::constant(data);
+        }
+        let backward = save(parents.map(Value::needs_gradient));
+        let backward: Backward = Box::new(move |dy, _| Ok(backward(dy)?.into()));
+        Value::with_node(data, Node::operation(op, &parents, backward))
+    }
+
+    /// [`Value::record`] for a number of parents that is known only at run time.
+    pub fn record_many<B>(
+        op: &'static str,
+        data: Tensor,
+        parents: &[&Value],
+        save: impl FnOnce(&[bool]) -> B,
+    ) -> Value
+    where
+        B: FnOnce(Tensor) -> Result<Vec<Option<Tensor>>> + Send + 'static,
+    {
+        if parents.iter().all(|p| !p.needs_gradient()) {
+            return Value::constant(data);
+        }
+        let needs: Vec<bool> = parents.iter().map(|p| p.needs_gradient()).collect();
+        let backward = save(&needs);
+        let backward: Backward = Box::new(move |dy, _| backward(dy));
+        Value::with_node(data, Node::operation(op, parents, backward))
+    }
+
+    /// Adds `seed · ∂self/∂p` to the buffer of every trainable parameter `p` that leads here.
+    /// `self` is a scalar; a loss that is a sum is divided by choosing `seed`.
+    ///
+    /// # Errors
+    /// When nothing trainable leads here, or when the pass was already made.
+    pub fn backward(&self, seed: f32, gradients: &mut Gradients) -> Result<()> {
+        let dy = Tensor::full(seed, self.data.shape(), self.data.device())?;
+        crate::tape::backward(self, dy, gradients).map(drop)
+    }
+}

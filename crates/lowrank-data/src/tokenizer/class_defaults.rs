@@ -1,0 +1,47 @@
+//! Special tokens that transformers' tokenizer classes assume where the folder names none.
+//! Reference: the `__init__` defaults of transformers `models/*/tokenization_*.py`.
+
+use super::Special;
+
+/// The token that class `class` (with or without `Fast`) uses for `which`.
+pub(super) fn special(class: &str, which: Special) -> Option<&'static str> {
+    use Special::{Bos, Cls, Eos, Mask, Pad, Sep, Unk};
+    let class = class.strip_suffix("Fast").unwrap_or(class);
+    let token = match (class, which) {
+        ("BertTokenizer" | "DistilBertTokenizer" | "ElectraTokenizer" | "MobileBertTokenizer", _) => {
+            match which {
+                Cls => "[CLS]",
+                Sep => "[SEP]",
+                Pad => "[PAD]",
+                Unk => "[UNK]",
+                Mask => "[MASK]",
+                Bos | Eos => return None,
+            }
+        }
+        ("RobertaTokenizer" | "XLMRobertaTokenizer" | "BartTokenizer", _) => match which {
+            Bos | Cls => "<s>",
+            Eos | Sep => "</s>",
+            Pad => "<pad>",
+            Unk => "<unk>",
+            Mask => "<mask>",
+        },
+        ("GPT2Tokenizer" | "GPTNeoXTokenizer", Bos | Eos | Unk) => "<|endoftext|>",
+        ("Qwen2Tokenizer", Eos | Pad | Unk) => "<|endoftext|>",
+        ("LlamaTokenizer", Bos) | ("CodeLlamaTokenizer", Bos) => "<s>",
+        ("LlamaTokenizer" | "CodeLlamaTokenizer" | "T5Tokenizer", Eos) => "</s>",
+        ("LlamaTokenizer" | "CodeLlamaTokenizer" | "T5Tokenizer" | "GemmaTokenizer", Unk) => {
+            "<unk>"
+        }
+        ("T5Tokenizer" | "GemmaTokenizer", Pad) => "<pad>",
+        ("GemmaTokenizer", Bos) => "<bos>",
+        ("GemmaTokenizer", Eos) => "<eos>",
+        _ => return None,
+    };
+    Some(token)
+}
+
+/// Whether class `class` puts `bos_token` in front of texts unless told otherwise.
+pub(super) fn add_bos_token(class: &str) -> bool {
+    let class = class.strip_suffix("Fast").unwrap_or(class);
+    matches!(class, "LlamaTokenizer" | "CodeLlamaTokenizer" | "GemmaTokenizer")
+}
