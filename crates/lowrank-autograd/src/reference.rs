@@ -1,2 +1,21 @@
 //! Plain versions of the fused operations, made of candle's own: what kernels are tested against,
-//! and the words in which each formula is easiest to read.
+//! and the words in which each formula is easiest to read. Forward only, in the dtype of the first
+//! operand, which may be f64.
+
+mod activation;
+mod attention;
+mod dropout;
+mod embedding;
+mod linear;
+mod loss;
+mod norm;
+mod rotary;
+
+pub use activation::{activation, gated};
+pub use attention::attention;
+pub use dropout::{dropout, dropout_factors};
+pub use embedding::{LowRankRows, embedding};
+pub use linear::{LowRank, linear};
+pub use loss::{binary_cross_entropy, cross_entropy, squared_error};
+pub use norm::{layer_norm, rms_norm};
+pub use rotary::rotary;

@@ -1,6 +1,7 @@
 //! A Hugging Face tokenizer folder: `tokenizer.json` with the names of its special tokens and its
 //! chat template. Reference: transformers `tokenization_utils_base.py`, `from_pretrained`.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -66,6 +67,7 @@ pub struct Tokenizer {
     model_max_length: Option<usize>,
     chat_templates: Vec<NamedTemplate>,
     extra_stop_ids: Vec<u32>,
+    special_ids: BTreeSet<u32>,
     config: Map<String, Value>,
 }
 
@@ -114,9 +116,8 @@ impl Tokenizer {
     /// # Errors
     /// A word that the tokenizer's model can't represent.
     pub fn encode_words(&self, words: &[String]) -> Result<Encoding, RowProblem> {
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
         self.inner
-            .encode(words.as_slice(), true)
+            .encode(words, true)
             .map_err(|e| RowProblem::Tokenize { message: e.to_string() })
     }
 
@@ -142,7 +143,7 @@ impl Tokenizer {
     /// Whether the id is a token marked as special.
     #[must_use]
     pub fn is_special(&self, id: u32) -> bool {
-        self.inner.get_added_tokens_decoder().get(&id).is_some_and(|t| t.special)
+        self.special_ids.contains(&id)
     }
 
     /// Number of ids, added tokens included. More than the model's embedding has rows means that
@@ -239,6 +240,7 @@ impl Tokenizer {
         self.inner
             .add_special_tokens([AddedToken::from(token.to_owned(), true)])
             .map_err(|e| self.error(e))?;
+        self.special_ids.extend(self.token_id(token));
         Ok(self.vocab_size() > before)
     }
 

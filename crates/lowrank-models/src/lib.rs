@@ -1,1 +1,28 @@
 //! Hugging Face model folders as differentiable models: one file per architecture.
+//!
+//! Batches are packed: ids of all sequences end to end, no padding ([`Input`], [`Sequences`]). A
+//! [`Model`] is a [`Network`] and a [`Head`], built by walking the checkpoint's own names with a
+//! [`Builder`]; adapters attach to its modules by name and no architecture knows of them.
+
+pub mod arch;
+pub mod blocks;
+mod builder;
+mod config;
+mod error;
+mod model;
+mod network;
+mod sequences;
+mod task;
+pub mod task_heads;
+mod weights;
+
+pub use arch::{ARCHITECTURES, Architecture, Family};
+pub use builder::{Builder, Built, DropoutSite, FreshInit};
+pub use config::Config;
+pub use error::{Error, Result};
+pub use model::{Model, OpenOptions, ProblemType};
+pub use network::{Cache, Context, Encoded, Network, recompute_block};
+pub use sequences::{Input, Padded, Sequences};
+pub use task::Task;
+pub use task_heads::Head;
+pub use weights::Weights;

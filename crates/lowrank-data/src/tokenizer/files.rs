@@ -25,6 +25,8 @@ pub(super) fn open(folder: &Path) -> Result<Tokenizer> {
     // Cutting and padding are the encoder's business, whatever the file was saved with.
     inner.with_truncation(None).map_err(|e| DataError::file(&file, e))?;
     inner.with_padding(None);
+    let added = inner.get_added_tokens_decoder();
+    let special_ids = added.iter().filter(|(_, t)| t.special).map(|(id, _)| *id).collect();
     let config = object(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
     let map = object(&folder.join("special_tokens_map.json"))?.unwrap_or_default();
     let class = config.get("tokenizer_class").and_then(Value::as_str).unwrap_or("").to_owned();
@@ -45,6 +47,7 @@ pub(super) fn open(folder: &Path) -> Result<Tokenizer> {
         add_bos_token,
         model_max_length,
         chat_templates: chat_templates(folder, &config)?,
+        special_ids,
         extra_stop_ids: generation_eos(folder)?,
         config,
     })

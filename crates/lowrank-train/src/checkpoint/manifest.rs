@@ -29,7 +29,7 @@ pub enum Damage {
     NoManifest,
     #[error("`{MANIFEST}` is damaged: {reason}")]
     Manifest { reason: String },
-    #[error("it has format version {found}, and this program reads up to {FORMAT_VERSION}")]
+    #[error("it has format version {found}, and this program reads 1 to {FORMAT_VERSION}")]
     Version { found: u32 },
     #[error("its manifest is that of step {found}, which its name denies")]
     Step { found: u64 },
@@ -96,7 +96,7 @@ impl Manifest {
     fn parse(bytes: &[u8]) -> Result<Self, Damage> {
         let reason = |error: serde_json::Error| Damage::Manifest { reason: error.to_string() };
         let Version { format_version } = serde_json::from_slice(bytes).map_err(reason)?;
-        if format_version > FORMAT_VERSION {
+        if !(1..=FORMAT_VERSION).contains(&format_version) {
             return Err(Damage::Version { found: format_version });
         }
         let manifest: Self = serde_json::from_slice(bytes).map_err(reason)?;

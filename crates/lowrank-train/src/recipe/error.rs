@@ -18,17 +18,20 @@ pub enum RecipeError {
     #[error("{at}: unknown key `{key}`{}", did_you_mean(.nearest))]
     UnknownKey { at: Location, key: String, nearest: Option<&'static str> },
 
-    #[error("{at}: `{key}` was already set{} at {first}; keep one of the two", as_spelled(key, first_key))]
+    #[error(
+        "{at}: `{key}` was already set{} at {first}; keep one of the two",
+        as_spelled(key, first_key)
+    )]
     Duplicate { at: Location, key: String, first: Location, first_key: String },
 
     #[error("{at}: `{key}` is `{found}`; it must be {must_be}")]
     BadValue { at: Location, key: String, found: String, must_be: String },
 
-    #[error("{at}: `{key}` isn't set: {why}")]
+    #[error("{at}: `{key}` isn't set; {why}")]
     Missing { at: Location, key: &'static str, why: &'static str },
 
-    #[error("{at}: {one} contradicts {other}: {rule}")]
-    Contradiction { at: Location, one: Setting, other: Setting, rule: String },
+    #[error("{at}: {} contradicts {other}: {rule}", one.at_the_place(at))]
+    Contradiction { at: Location, one: Box<Setting>, other: Box<Setting>, rule: String },
 
     #[error("{at}: `{key}: {value}` isn't implemented in this release; {instead}")]
     NotImplemented { at: Location, key: String, value: String, instead: String },
@@ -49,6 +52,16 @@ pub struct Setting {
     pub value: String,
     /// Where it was written; `None` if the value is the default.
     pub at: Option<Location>,
+}
+
+impl Setting {
+    /// The setting, without its place if the message has begun with that.
+    fn at_the_place(&self, begun: &Location) -> String {
+        match &self.at {
+            Some(at) if at == begun => format!("`{}: {}`", self.key, self.value),
+            _ => self.to_string(),
+        }
+    }
 }
 
 impl fmt::Display for Setting {

@@ -25,20 +25,24 @@ pub(super) fn as_integer(text: &str) -> Option<i64> {
         [b'0', b'x', ..] => (16, digits.get(2..)?),
         [b'0', b'b', ..] => (2, digits.get(2..)?),
         [b'0', b'o', ..] => (8, digits.get(2..)?),
-        [b'0', b'0'..=b'7' | b'_', ..] => (8, digits.get(1..)?),
+        [b'0', _, ..] => (8, digits.get(1..)?),
         _ => (10, digits),
     };
     match from_digits(digits, radix) {
         Some(value) if negative => value.checked_neg(),
         Some(value) => Some(value),
-        None if radix == 10 => as_number(text).and_then(whole),
-        None => None,
+        None => as_float(text).and_then(whole),
     }
 }
 
-/// A finite number. `.inf` and `.nan` give infinity and NaN, so that the caller can refuse them
-/// by their value.
+/// A number, whole or not. `.inf` and `.nan` give infinity and NaN, so that the caller can refuse
+/// them by their value.
 pub(super) fn as_number(text: &str) -> Option<f64> {
+    as_float(text).or_else(|| as_integer(text).map(|value| value as f64))
+}
+
+/// A number with a dot or an exponent.
+fn as_float(text: &str) -> Option<f64> {
     let (negative, magnitude) = split_sign(text);
     let value = match magnitude {
         ".inf" | ".Inf" | ".INF" => f64::INFINITY,
@@ -67,7 +71,8 @@ fn from_digits(digits: &str, radix: u32) -> Option<i64> {
 fn from_decimal(magnitude: &str) -> Option<f64> {
     let starts_well = matches!(magnitude.as_bytes().first(), Some(b'0'..=b'9' | b'.'));
     let characters = |c: char| matches!(c, '0'..='9' | '.' | 'e' | 'E' | '+' | '-' | '_');
-    if !starts_well || !magnitude.chars().all(characters) {
+    let is_float = magnitude.contains(['.', 'e', 'E']);
+    if !starts_well || !is_float || !magnitude.chars().all(characters) {
         return None;
     }
     magnitude.replace('_', "").parse().ok()
@@ -90,7 +95,8 @@ mod tests {
         assert_eq!(as_number("-.5"), Some(-0.5));
         assert_eq!(as_number("5."), Some(5.0));
         assert_eq!(as_number(".inf"), Some(f64::INFINITY));
-        for text in ["inf", "nan", "e5", "1.2.3", "1:30", "", "-", "."] {
+        assert_eq!(as_number("017"), Some(15.0));
+        for text in ["inf", "nan", "09", "e5", "1.2.3", "1:30", "", "-", "."] {
             assert_eq!(as_number(text), None, "{text}");
         }
         assert_eq!(as_integer("180_000_000"), Some(180_000_000));

@@ -55,7 +55,8 @@ impl Node {
             Value::Scalar { text, quoted: true } => format!("{text:?}"),
             Value::List(items) => format!("[{}]", joined(items.iter().map(Node::shown))),
             Value::Map(entries) => {
-                let shown = entries.iter().map(|(key, node)| format!("{}: {}", key.text, node.shown()));
+                let shown =
+                    entries.iter().map(|(key, node)| format!("{}: {}", key.text, node.shown()));
                 format!("{{{}}}", joined(shown))
             }
         }
@@ -74,9 +75,13 @@ fn joined(parts: impl Iterator<Item = String>) -> String {
 /// (the outermost map is left to the caller, who knows the aliases of keys).
 pub(super) fn parse(text: &str, whole: &Location) -> Result<Node, RecipeError> {
     if text.len() > MAX_BYTES {
-        return Err(yaml(whole.clone(), format!("longer than {MAX_BYTES} bytes, too long for a recipe")));
+        return Err(yaml(
+            whole.clone(),
+            format!("longer than {MAX_BYTES} bytes, too long for a recipe"),
+        ));
     }
-    let mut tree = Tree { events: Parser::new_from_str(text), whole, anchors: BTreeMap::new(), nodes: 0 };
+    let mut tree =
+        Tree { events: Parser::new_from_str(text), whole, anchors: BTreeMap::new(), nodes: 0 };
     tree.document()
 }
 
@@ -97,7 +102,10 @@ impl<'a> Tree<'a> {
         let mut root = None;
         while let Some((event, at)) = self.next()? {
             match event {
-                Event::StreamStart | Event::StreamEnd | Event::DocumentStart(..) | Event::DocumentEnd => {}
+                Event::StreamStart
+                | Event::StreamEnd
+                | Event::DocumentStart(..)
+                | Event::DocumentEnd => {}
                 _ if root.is_some() => {
                     return Err(yaml(at, "a second document begins; a recipe is one map"));
                 }
@@ -130,10 +138,18 @@ impl<'a> Tree<'a> {
         yaml(self.whole.line(marker.line()), why)
     }
 
-    fn within_budget(&mut self, nodes: usize, depth: usize, at: &Location) -> Result<(), RecipeError> {
+    fn within_budget(
+        &mut self,
+        nodes: usize,
+        depth: usize,
+        at: &Location,
+    ) -> Result<(), RecipeError> {
         self.nodes = self.nodes.saturating_add(nodes);
         if self.nodes > MAX_NODES {
-            return Err(yaml(at.clone(), format!("more than {MAX_NODES} values, too many for a recipe")));
+            return Err(yaml(
+                at.clone(),
+                format!("more than {MAX_NODES} values, too many for a recipe"),
+            ));
         }
         if depth > MAX_DEPTH {
             return Err(yaml(at.clone(), format!("nested deeper than {MAX_DEPTH} levels")));
@@ -204,7 +220,12 @@ fn scalar(
         None => style != ScalarStyle::Plain,
         Some(tag) if tag.is_yaml_core_schema_tag("str") => true,
         Some(tag) if tag.is_yaml_core_schema() => false,
-        Some(tag) => return Err(yaml(at.clone(), format!("the tag `{}` means nothing here", tag.original()))),
+        Some(tag) => {
+            return Err(yaml(
+                at.clone(),
+                format!("the tag `{}` means nothing here", tag.original()),
+            ));
+        }
     };
     Ok(Value::Scalar { text: text.to_owned(), quoted })
 }

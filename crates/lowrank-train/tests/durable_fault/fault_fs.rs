@@ -18,7 +18,7 @@ const BYTES_PER_OPERATION: usize = 100;
 
 /// What happens to that which was not synced.
 #[derive(Debug, Clone, Copy)]
-pub enum Loss {
+pub(crate) enum Loss {
     Nothing,
     Everything,
     /// Any part of it, in any order, as the seed has it.
@@ -54,10 +54,10 @@ impl Change {
 }
 
 #[derive(Clone)]
-pub struct FaultFs {
+pub(crate) struct FaultFs {
     nodes: RefCell<Vec<Node>>,
     /// Every operation so far, for messages.
-    pub log: RefCell<Vec<String>>,
+    pub(crate) log: RefCell<Vec<String>>,
     operations_left: Cell<usize>,
     full_at: Cell<Option<usize>>,
 }
@@ -65,7 +65,7 @@ pub struct FaultFs {
 const ROOT: usize = 0;
 
 impl FaultFs {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with_nodes(vec![empty_dir()])
     }
 
@@ -79,28 +79,28 @@ impl FaultFs {
     }
 
     /// The same files, and power for `operations` more.
-    pub fn with_power_for(&self, operations: usize) -> Self {
+    pub(crate) fn with_power_for(&self, operations: usize) -> Self {
         let copy = Self::with_nodes(self.nodes.borrow().clone());
         copy.operations_left.set(operations);
         copy
     }
 
     /// The same files; the operation with number `index` from here fails, as on a full disk.
-    pub fn with_full_disk_at(&self, index: usize) -> Self {
+    pub(crate) fn with_full_disk_at(&self, index: usize) -> Self {
         let copy = Self::with_nodes(self.nodes.borrow().clone());
         copy.full_at.set(Some(index));
         copy
     }
 
-    pub fn operations(&self) -> usize {
+    pub(crate) fn operations(&self) -> usize {
         self.log.borrow().len()
     }
 
     /// What the next start finds.
-    pub fn crash(&self, loss: Loss) -> Self {
+    pub(crate) fn crash(&self, loss: Loss) -> Self {
         let mut random = Random(if let Loss::Random(seed) = loss { seed } else { 0 });
-        let nodes = self.nodes.borrow().iter().map(|node| survive(node, loss, &mut random));
-        Self::with_nodes(nodes.collect())
+        let nodes = self.nodes.borrow();
+        Self::with_nodes(nodes.iter().map(|node| survive(node, loss, &mut random)).collect())
     }
 
     fn operate(&self, operation: Operation, path: &Path) -> Result<(), DurableError> {

@@ -1,0 +1,156 @@
+//! Attention with every option.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use lowrank_autograd::{
+    Dropout, Value,
+    ops::{self, AttentionShape, Span},
+    reference,
+};
+use proptest::prelude::*;
+
+use super::{
+    check::{check, normal},
+    plumbing::mask,
+};
+
+/// An attention layer and the sequences it sees.
+#[derive(Clone, Debug)]
+struct Case {
+    shape: AttentionShape,
+    spans: Vec<Span>,
+    bias: bool,
+    dropout: bool,
+    seed: u64,
+}
+
+/// Lengths of queries and what stands before or after them among the keys: one sequence crosses
+/// the block of 64 rows now and then, a cache stands before the queries, or the keys are others.
+fn spans() -> impl Strategy<Value = Vec<Span>> {
+    let sequence = (1..20usize, prop_oneof![4 => Just(0), 1 => 50..80usize], 0..9usize, 0..4usize);
+    prop::collection::vec(sequence, 1..4).prop_map(|sequences| {
+        let (mut query, mut key) = (0, 0);
+        let mut spans = Vec::new();
+        for (short, more, offset, after) in sequences {
+            let (queries, keys) = (short + more, offset + short + more + after);
+            spans.push(Span { queries: query..query + queries, keys: key..key + keys, offset });
+            (query, key) = (query + queries, key + keys);
+        }
+        spans
+    })
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let sizes = (1..4usize, 1..4usize, 1..20usize, 1..20usize);
+    let window = prop::option::of(prop_oneof![1..9usize, 60..90usize]);
+    let options = (any::<bool>(), window, prop::option::of(0.5..4.0f32));
+    (sizes, options, spans(), any::<[bool; 2]>(), any::<u64>()).prop_map(
+        |((kv_heads, group, head_dim, value_dim), options, spans, [bias, dropout], seed)| {
+            let (causal, window, softcap) = options;
+            let (heads, scale) = (kv_heads * group, 1.0 / (head_dim as f32).sqrt());
+            let shape = AttentionShape {
+                heads, kv_heads, head_dim, value_dim, scale, causal, window, softcap,
+            };
+            Case { shape, spans, bias, dropout, seed }
+        },
+    )
+}
+
+impl Case {
+    fn check(&self) {
+        let s = &self.shape;
+        let n = self.spans.last().map_or(0, |span| span.queries.end);
+        let m = self.spans.last().map_or(0, |span| span.keys.end);
+        let longest = self.spans.iter().map(|span| span.keys.len()).max().unwrap_or(0);
+        let mut inputs = normal(self.seed, &[
+            &[n, s.heads * s.head_dim],
+            &[m, s.kv_heads * s.head_dim],
+            &[m, s.kv_heads * s.value_dim],
+            &[2 * longest + 1, s.heads],
+        ]);
+        if !self.bias {
+            inputs.truncate(3);
+        }
+        let mask = self.dropout.then(|| mask(self.seed, n, 0.3));
+        check(
+            &inputs,
+            |v| attend(v, s, &self.spans.clone().into(), mask.clone()),
+            |t| plain(t, s, &self.spans, mask.as_ref()),
+        );
+    }
+}
+
+/// Attention over `q`, `k`, `v` and perhaps a bias.
+pub(crate) fn attend(
+    v: &[Value],
+    shape: &AttentionShape,
+    spans: &Arc<[Span]>,
+    dropout: Option<Dropout>,
+) -> lowrank_autograd::Result<Value> {
+    ops::attention(&v[0], &v[1], &v[2], v.get(3), shape, spans, dropout)
+}
+
+fn plain(
+    t: &[Tensor],
+    shape: &AttentionShape,
+    spans: &[Span],
+    dropout: Option<&Dropout>,
+) -> lowrank_autograd::Result<Tensor> {
+    reference::attention(&t[0], &t[1], &t[2], t.get(3), shape, spans, dropout)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn equals_its_plain_version(case in case()) {
+        case.check();
+    }
+}
+
+#[test] // a prompt that several answers share
+fn sequences_may_share_keys() {
+    let shape = AttentionShape {
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 5,
+        value_dim: 3,
+        scale: 0.4,
+        causal: false,
+        window: None,
+        softcap: None,
+    };
+    let spans = vec![
+        Span { queries: 0..3, keys: 0..6, offset: 0 },
+        Span { queries: 3..8, keys: 0..6, offset: 0 },
+        Span { queries: 8..9, keys: 4..7, offset: 0 },
+    ];
+    Case { shape, spans, bias: true, dropout: true, seed: 7 }.check();
+}
+
+#[test]
+fn packing_changes_nothing_but_the_rows_place() {
+    let shape = AttentionShape {
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 4,
+        value_dim: 4,
+        scale: 0.5,
+        causal: true,
+        window: Some(5),
+        softcap: None,
+    };
+    let t = normal(3, &[&[12, 8], &[12, 4], &[12, 4]]);
+    let run = |first: usize, len: usize, spans: &[usize]| {
+        let part: Vec<Value> = t
+            .iter()
+            .map(|t| Value::constant(t.narrow(0, first, len).expect("rows").contiguous().expect("c")))
+            .collect();
+        let y = attend(&part, &shape, &Span::packed(spans).into(), None).expect("attention");
+        y.data().to_vec2::<f32>().expect("numbers")
+    };
+    let packed = run(0, 12, &[5, 7]);
+    assert_eq!(packed[..5], run(0, 5, &[5]));
+    assert_eq!(packed[5..], run(5, 7, &[7]));
+}

@@ -1,0 +1,215 @@
+//! What is asked of every operation, in one call: [`check`].
+
+use std::sync::OnceLock;
+
+use candle_core::{DType, Device, Tensor};
+use lowrank_autograd::{Gradients, Key, Parameter, Result, Value, ops};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+/// Largest error of an output, relative to its largest element.
+const OUTPUT: f64 = 1e-5;
+/// Largest error of a gradient along a direction, relative to the sum of its terms' sizes.
+const GRADIENT: f64 = 5e-5;
+/// Half the distance between the two points of a difference; in f64 its error is near 1e-10.
+const STEP: f64 = 1e-5;
+
+/// Operation and plain version agree on `inputs`: outputs; gradients with the plain version's
+/// central differences in f64. Bits don't change with the number of threads, with the strides of
+/// inputs and gradient, or with which of the inputs are trained.
+pub(crate) fn check(
+    inputs: &[Tensor],
+    op: impl Fn(&[Value]) -> Result<Value> + Sync,
+    plain: impl Fn(&[Tensor]) -> Result<Tensor>,
+) {
+    let done = run(inputs, &op, None, false).expect("the operation");
+    let expected = plain(inputs).expect("the plain version");
+    assert_close("the output", &done.output, &expected, OUTPUT);
+    assert_differences(inputs, &done, plain);
+    for pool in pools() {
+        let again = pool.install(|| run(inputs, &op, None, false)).expect("in a pool");
+        assert_same(&format!("{} threads", pool.current_num_threads()), &again, &done);
+    }
+    let strided = run(inputs, &op, None, true).expect("with other strides");
+    assert_same("other strides", &strided, &done);
+    for only in 0..inputs.len() {
+        let one = run(inputs, &op, Some(only), false).expect("with one input trained");
+        assert_bits("output with one input trained", &one.output, &done.output);
+        for (i, (one, all)) in one.gradients.iter().zip(&done.gradients).enumerate() {
+            match one {
+                Some(one) if i == only => {
+                    assert_bits("gradient alone", one, all.as_ref().expect("a gradient"));
+                }
+                found => assert!(found.is_none() || i == only, "frozen input {i} has a gradient"),
+            }
+        }
+    }
+}
+
+/// Output and gradients of one run.
+pub(crate) struct Run {
+    pub(crate) output: Tensor,
+    /// One for each input that is trained and that something flowed to.
+    pub(crate) gradients: Vec<Option<Tensor>>,
+    /// The gradient of the output.
+    pub(crate) dy: Tensor,
+}
+
+/// Runs `op` and its backward pass for the loss `Σ dy·output` with random `dy`. `only` trains a
+/// single input; `restrided` puts inputs and gradients into another order of memory.
+pub(crate) fn run(
+    inputs: &[Tensor],
+    op: &impl Fn(&[Value]) -> Result<Value>,
+    only: Option<usize>,
+    restrided: bool,
+) -> Result<Run> {
+    run_with(inputs, op, only, restrided, |output| normal(99, &[output.dims()]).remove(0))
+}
+
+/// [`run`] with a given gradient of the output.
+pub(crate) fn run_with(
+    inputs: &[Tensor],
+    op: &impl Fn(&[Value]) -> Result<Value>,
+    only: Option<usize>,
+    restrided: bool,
+    dy: impl FnOnce(&Tensor) -> Tensor,
+) -> Result<Run> {
+    let parameters: Vec<Parameter> =
+        inputs.iter().map(|t| Parameter::new("input", t)).collect::<Result<_>>()?;
+    let trained = |i: usize| only.is_none_or(|only| only == i);
+    let mut values: Vec<Value> =
+        parameters.iter().enumerate().map(|(i, p)| p.value(trained(i))).collect();
+    if restrided {
+        values = values.iter().map(restride).collect::<Result<_>>()?;
+    }
+    let output = op(&values)?;
+    let dy = dy(output.data());
+    let seen = if restrided { restride(&output)? } else { output.clone() };
+    let loss = ops::sum_all(&ops::mul(&seen, &Value::constant(dy.clone()))?)?;
+    let mut gradients = Gradients::new();
+    loss.backward(1.0, &mut gradients)?;
+    let gradients = parameters.iter().map(|p| gradients.get(p.id()).cloned()).collect();
+    Ok(Run { output: output.data().clone(), gradients, dy })
+}
+
+/// The same numbers, laid out otherwise, as is the gradient on its way back.
+fn restride(x: &Value) -> Result<Value> {
+    let y = strided(x.data())?;
+    Ok(Value::record("restride", y, [x], |_| |dy: Tensor| Ok([Some(strided(&dy)?)])))
+}
+
+/// A matrix column by column; anything else from the middle of a longer buffer.
+pub(crate) fn strided(t: &Tensor) -> Result<Tensor> {
+    match t.dims() {
+        [_, _] => Ok(t.t()?.contiguous()?.t()?),
+        [n] => Ok(t.pad_with_zeros(0, 3, 2)?.narrow(0, 3, *n)?),
+        _ => Ok(t.clone()),
+    }
+}
+
+/// Normal variates of these shapes, the same for the same seed.
+pub(crate) fn normal(seed: u64, shapes: &[&[usize]]) -> Vec<Tensor> {
+    let one = |(i, shape): (usize, &&[usize])| {
+        let numbers = Key::new(seed).with(i as u64).normals(shape.iter().product());
+        Tensor::from_vec(numbers, *shape, &Device::Cpu).expect("a shape of its own")
+    };
+    shapes.iter().enumerate().map(one).collect()
+}
+
+/// Numbers below `below`.
+pub(crate) fn indices(seed: u64, n: usize, below: usize) -> Vec<u32> {
+    let key = Key::new(seed).at("indices");
+    (0..n as u64).map(|i| (key.uniform(i) * below as f64) as u32).collect()
+}
+
+/// Elements as f64, row by row.
+pub(crate) fn numbers(t: &Tensor) -> Vec<f64> {
+    t.to_dtype(DType::F64).and_then(|t| t.flatten_all()?.to_vec1()).expect("numbers")
+}
+
+/// Fails unless the largest difference is at most `tolerance` times the largest element (or 1e-3).
+pub(crate) fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
+    assert_eq!(found.dims(), expected.dims(), "shape of {what}");
+    let (found, expected) = (numbers(found), numbers(expected));
+    let size = expected.iter().fold(1e-3, |m: f64, v| m.max(v.abs()));
+    for (i, (f, e)) in found.iter().zip(&expected).enumerate() {
+        // Written so that a NaN fails.
+        assert!((f - e).abs() <= tolerance * size, "{what} [{i}]: {f}, expected {e}");
+    }
+}
+
+fn assert_bits(what: &str, found: &Tensor, expected: &Tensor) {
+    assert_eq!(found.dims(), expected.dims(), "shape of {what}");
+    assert!(bits(found) == bits(expected), "{what}: not the same bits");
+}
+
+/// The bits of every element.
+pub(crate) fn bits(t: &Tensor) -> Vec<u32> {
+    let numbers: Vec<f32> = t.flatten_all().and_then(|t| t.to_vec1()).expect("f32");
+    numbers.into_iter().map(f32::to_bits).collect()
+}
+
+pub(crate) fn assert_same(what: &str, found: &Run, expected: &Run) {
+    assert_bits(&format!("output with {what}"), &found.output, &expected.output);
+    for (found, expected) in found.gradients.iter().zip(&expected.gradients) {
+        assert_eq!(found.is_some(), expected.is_some(), "gradients with {what}");
+        if let (Some(found), Some(expected)) = (found, expected) {
+            assert_bits(&format!("gradient with {what}"), found, expected);
+        }
+    }
+}
+
+/// Pools of 1, 2 and 3 threads.
+pub(crate) fn pools() -> &'static [ThreadPool] {
+    static POOLS: OnceLock<Vec<ThreadPool>> = OnceLock::new();
+    POOLS.get_or_init(|| {
+        let pool = |n| ThreadPoolBuilder::new().num_threads(n).build().expect("a pool");
+        [1, 2, 3].map(pool).into()
+    })
+}
+
+/// Gradients against central differences of the plain version: along two dense directions, which
+/// reach every element, and along a few single elements.
+fn assert_differences(inputs: &[Tensor], run: &Run, plain: impl Fn(&[Tensor]) -> Result<Tensor>) {
+    let wide: Vec<Tensor> =
+        inputs.iter().map(|t| t.to_dtype(DType::F64)).collect::<Result<_, _>>().expect("f64");
+    let dy = numbers(&run.dy);
+    let loss = |inputs: &[Tensor]| -> f64 {
+        let y = numbers(&plain(inputs).expect("the plain version in f64"));
+        y.iter().zip(&dy).map(|(y, d)| y * d).sum()
+    };
+    for (i, input) in wide.iter().enumerate() {
+        let gradient = match &run.gradients[i] {
+            Some(gradient) => gradient.clone(),
+            None => input.zeros_like().expect("zeros"),
+        };
+        assert_eq!(gradient.dims(), input.dims(), "shape of gradient {i}");
+        let gradient = numbers(&gradient);
+        for direction in directions(gradient.len(), i as u64) {
+            let moved = |step: f64| {
+                let numbers: Vec<f64> =
+                    numbers(input).iter().zip(&direction).map(|(x, d)| x + step * d).collect();
+                let moved = Tensor::from_vec(numbers, input.shape(), &Device::Cpu).expect("moved");
+                let mut inputs = wide.clone();
+                inputs[i] = moved;
+                loss(&inputs)
+            };
+            let expected = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+            let found: f64 = gradient.iter().zip(&direction).map(|(g, d)| g * d).sum();
+            let size: f64 = gradient.iter().zip(&direction).map(|(g, d)| (g * d).abs()).sum();
+            assert!(
+                (found - expected).abs() <= GRADIENT * size.max(expected.abs()).max(0.1),
+                "gradient of input {i}: {found} along a direction, expected {expected}"
+            );
+        }
+    }
+}
+
+fn directions(n: usize, seed: u64) -> Vec<Vec<f64>> {
+    let dense = (0..2).map(|i| numbers(&normal(1_000 + 10 * seed + i, &[&[n]]).remove(0)));
+    let single = indices(seed, 3.min(n), n).into_iter().map(|at| {
+        let mut direction = vec![0.0; n];
+        direction[at as usize] = 1.0;
+        direction
+    });
+    dense.chain(single).collect()
+}

@@ -1,0 +1,20 @@
+//! Every operation against its plain version, differences, PyTorch, and what must not matter.
+//!
+//! A new operation costs one line in each of `equal_to_plain`-style tests ([`check::check`] does
+//! the rest) and, where PyTorch has it, one case in `fixtures/make_torch_reference.py` and one
+//! line in [`torch`].
+
+mod activation;
+mod attention;
+mod cached;
+mod check;
+mod embedding;
+mod errors;
+mod linear;
+mod loss;
+mod norm;
+mod plumbing;
+mod range;
+mod rotary;
+mod threads;
+mod torch;

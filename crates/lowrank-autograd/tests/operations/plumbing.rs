@@ -1,0 +1,41 @@
+//! Sums, products, changes of shape, picking of rows and columns, dropout.
+
+use std::sync::Arc;
+
+use lowrank_autograd::{Dropout, Key, ops, reference};
+use proptest::prelude::*;
+
+use super::check::{check, indices, normal};
+
+/// A mask whose rows have keys of their own.
+pub(crate) fn mask(seed: u64, n: usize, p: f32) -> Dropout {
+    let rows = indices(seed, n, 1 << 30).into_iter().map(u64::from).collect();
+    Dropout { p, key: Key::new(seed).at("dropout"), rows }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn equal_their_plain_versions(n in 1..20usize, d in 1..30usize, seed: u64) {
+        let t = normal(seed, &[&[n, d], &[n, d]]);
+        let x = &t[..1];
+        check(&t, |v| ops::add(&v[0], &v[1]), |t| Ok((&t[0] + &t[1])?));
+        check(&t, |v| ops::mul(&v[0], &v[1]), |t| Ok((&t[0] * &t[1])?));
+        check(x, |v| ops::scale(&v[0], 0.75), |t| Ok((&t[0] * 0.75)?));
+        check(x, |v| ops::reshape(&v[0], &[d, n]), |t| Ok(t[0].reshape((d, n))?));
+        check(x, |v| ops::sum_all(&v[0]), |t| Ok(t[0].sum_all()?));
+        let (from, to) = ((seed % d as u64) as usize, d);
+        check(x, |v| ops::columns(&v[0], from..to), |t| Ok(t[0].narrow(1, from, to - from)?));
+        let rows = indices(seed, 2 * n, n);
+        let picked: Arc<[usize]> = rows.iter().map(|&row| row as usize).collect();
+        check(
+            x,
+            |v| ops::select_rows(&v[0], &picked),
+            |t| Ok(t[0].index_select(&candle_core::Tensor::new(&rows[..], t[0].device())?, 0)?),
+        );
+        let mask = mask(seed, n, 0.3);
+        check(x, |v| ops::dropout(&v[0], Some(&mask)), |t| reference::dropout(&t[0], &mask));
+        check(x, |v| ops::dropout(&v[0], None), |t| Ok(t[0].clone()));
+    }
+}

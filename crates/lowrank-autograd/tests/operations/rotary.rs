@@ -1,0 +1,36 @@
+//! Rotary position embedding.
+
+use lowrank_autograd::{
+    ops::{self, Angles, RotaryStyle},
+    reference,
+};
+use proptest::prelude::*;
+
+use super::check::{check, normal};
+
+/// Angles of `n` rows, all different.
+pub(crate) fn angles(n: usize, half: usize, seed: u64) -> Angles {
+    let turns = normal(seed, &[&[n, half]]).remove(0);
+    Angles { cos: turns.cos().expect("cos"), sin: turns.sin().expect("sin") }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn equals_its_plain_version(
+        (n, heads, half, rest) in (1..20usize, 1..5usize, 1..9usize, 0..5usize),
+        seed: u64,
+    ) {
+        let dim = 2 * half + rest;
+        let angles = angles(n, half, seed);
+        let x = normal(seed, &[&[n, heads * dim]]);
+        for style in [RotaryStyle::Halves, RotaryStyle::Pairs] {
+            check(
+                &x,
+                |v| ops::rotary(&v[0], dim, &angles, style),
+                |t| reference::rotary(&t[0], dim, &angles, style),
+            );
+        }
+    }
+}

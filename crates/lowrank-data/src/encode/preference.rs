@@ -1,0 +1,121 @@
+//! Pairs for `rm` and `dpo`, judged answers for `kto`, prompts for `ppo`, `grpo` and prediction.
+//! Reference: `recipes.md` §3, **dpo/rm**, **kto**, **predict/ppo**.
+
+use super::truncate::infer_seqlen;
+use super::{Encoder, Example, IGNORE_INDEX, Labels, as_conversation, labels_of, unfit};
+use crate::conversation::{Conversation, Message, Response, Role};
+use crate::error::RowProblem;
+use crate::formats::Sample;
+
+/// A prompt with a better and a worse answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PairExample {
+    /// Prompt and better answer.
+    pub chosen: Example,
+    /// Prompt and worse answer.
+    pub rejected: Example,
+}
+
+/// A judged answer, and the same prompt with another row's answer for the KL term.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JudgedExample {
+    /// Prompt and answer.
+    pub example: Example,
+    /// Prompt and the mismatched answer.
+    pub kl: Example,
+    /// Whether the answer is a good one.
+    pub desirable: bool,
+}
+
+impl Encoder {
+    /// A preference pair; both answers are cut to what the longer one would keep.
+    /// # Errors
+    /// A row that isn't a pair, or one that the template refuses.
+    pub fn pair(&self, sample: &Sample) -> Result<PairExample, RowProblem> {
+        let conversation = as_conversation(sample)?;
+        let Response::Pair { chosen, rejected } = &conversation.response else {
+            return Err(unfit("pairs (`ranking`, or `chosen` and `rejected`)"));
+        };
+        let (prompt, chosen) = self.prompt_and_answer(&conversation, chosen)?;
+        let (_, rejected) = self.prompt_and_answer(&conversation, rejected)?;
+        let longer = chosen.len().max(rejected.len());
+        let kept = infer_seqlen(prompt.len(), longer, self.options.cutoff_len);
+        let example = |answer: &[u32]| self.join(&conversation, &prompt, answer, kept);
+        Ok(PairExample { chosen: example(&chosen)?, rejected: example(&rejected)? })
+    }
+
+    /// A judged answer with `kl_answer`, the answer of the row before it (of the last row, for
+    /// the first).
+    /// # Errors
+    /// A row that isn't judged, or one that the template refuses.
+    pub fn judged(&self, sample: &Sample, kl_answer: &Message) -> Result<JudgedExample, RowProblem> {
+        let conversation = as_conversation(sample)?;
+        let Response::Judged { answer, desirable } = &conversation.response else {
+            return Err(unfit("judged answers (`kto_tag`, or `label` in TRL's shape)"));
+        };
+        let example = |answer: &Message| {
+            let (prompt, answer) = self.prompt_and_answer(&conversation, answer)?;
+            let kept = infer_seqlen(prompt.len(), answer.len(), self.options.cutoff_len);
+            self.join(&conversation, &prompt, &answer, kept)
+        };
+        Ok(JudgedExample { example: example(answer)?, kl: example(kl_answer)?, desirable: *desirable })
+    }
+
+    /// A prompt to continue, with the tokens of the row's own answer, if any, as target.
+    /// # Errors
+    /// A row that the template refuses.
+    pub fn prompt(&self, sample: &Sample) -> Result<Example, RowProblem> {
+        let conversation = as_conversation(sample)?;
+        let nothing = Message::new(Role::Assistant, "");
+        let (answer, is_known) = match &conversation.response {
+            Response::Answer(answer) | Response::Judged { answer, .. } => (answer, true),
+            Response::Pair { chosen, .. } => (chosen, true),
+            Response::None => (&nothing, false),
+        };
+        let (mut prompt, mut answer) = self.prompt_and_answer(&conversation, answer)?;
+        let kept = infer_seqlen(prompt.len(), answer.len(), self.options.cutoff_len);
+        let cut = prompt.len() + answer.len() - kept.0 - kept.1;
+        prompt.truncate(kept.0);
+        answer.truncate(kept.1);
+        Ok(Example {
+            input_ids: prompt,
+            labels: if is_known { Labels::Target(answer) } else { Labels::None },
+            token_type_ids: None,
+            source: conversation.at.clone(),
+            cut,
+        })
+    }
+
+    fn prompt_and_answer(
+        &self,
+        conversation: &Conversation,
+        answer: &Message,
+    ) -> Result<(Vec<u32>, Vec<u32>), RowProblem> {
+        let turns = self.chat.oneturn(&self.tokenizer, conversation, answer)?;
+        let (prompt, mut answer) = turns.pairs.into_iter().next().unwrap_or_default();
+        if self.chat.efficient_eos() {
+            answer.push(self.eos()?);
+        }
+        Ok((prompt, answer))
+    }
+
+    fn join(
+        &self,
+        conversation: &Conversation,
+        prompt: &[u32],
+        answer: &[u32],
+        kept: (usize, usize),
+    ) -> Result<Example, RowProblem> {
+        let cut_prompt = prompt.get(..kept.0).unwrap_or(prompt);
+        let cut_answer = answer.get(..kept.1).unwrap_or(answer);
+        let mut labels = vec![IGNORE_INDEX; cut_prompt.len()];
+        labels.extend(labels_of(cut_answer)?);
+        Ok(Example {
+            input_ids: [cut_prompt, cut_answer].concat(),
+            labels: Labels::Tokens(labels),
+            token_type_ids: None,
+            source: conversation.at.clone(),
+            cut: prompt.len() + answer.len() - cut_prompt.len() - cut_answer.len(),
+        })
+    }
+}

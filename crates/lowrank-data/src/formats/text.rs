@@ -1,0 +1,31 @@
+//! Plain text for pretraining, and prompts with a continuation that no template touches.
+
+use crate::dataset_info::DatasetEntry;
+use crate::error::{RowProblem, RowRef};
+use crate::formats::column;
+use crate::record::Record;
+
+/// A text to continue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlainText {
+    /// Where the row comes from.
+    pub at: RowRef,
+    /// The text.
+    pub text: String,
+}
+
+/// A prompt and its continuation; the continuation alone is trained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Completion {
+    /// Where the row comes from.
+    pub at: RowRef,
+    /// The text that is given.
+    pub prompt: String,
+    /// The text to learn.
+    pub completion: String,
+}
+
+pub(super) fn convert(record: &Record, entry: &DatasetEntry) -> Result<PlainText, RowProblem> {
+    let text = record.require_text(column(entry, "text"))?.to_owned();
+    Ok(PlainText { at: record.at.clone(), text })
+}

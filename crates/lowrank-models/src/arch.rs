@@ -1,0 +1,96 @@
+//! The registry: one line for each architecture, sorted by `model_type`.
+
+use std::sync::Arc;
+
+use crate::{Builder, Config, Error, Head, Network, Result, Task};
+
+mod llama;
+mod mistral;
+mod qwen2;
+mod qwen3;
+
+/// All architectures.
+pub const ARCHITECTURES: &[Architecture] =
+    &[llama::ENTRY, mistral::ENTRY, qwen2::ENTRY, qwen3::ENTRY];
+
+/// How a model does its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Reads from left to right and generates.
+    Decoder,
+    /// Reads in both directions.
+    Encoder,
+    /// Reads a source in both directions and generates a target.
+    EncoderDecoder,
+}
+
+/// What building an architecture yields: network and head.
+pub type Parts = (Arc<dyn Network>, Head);
+
+/// One architecture, as Hugging Face's `model_type` names it.
+#[derive(Debug)]
+pub struct Architecture {
+    /// `model_type` in `config.json`.
+    pub model_type: &'static str,
+    /// How it works.
+    pub family: Family,
+    /// The tasks it has heads for; the first is what it is trained for by default.
+    pub tasks: &'static [Task],
+    /// Names under which heads hold the base model; the first is transformers'
+    /// `base_model_prefix`.
+    pub prefixes: &'static [&'static str],
+    /// The paper.
+    pub paper: &'static str,
+    /// transformers' class for each task.
+    pub class: fn(Task) -> Option<&'static str>,
+    /// Builds network and head at the model's root.
+    pub build: fn(&Config, Task, &Builder) -> Result<Parts>,
+}
+
+impl Architecture {
+    /// The architecture that a config names.
+    ///
+    /// # Errors
+    /// When `model_type` is missing or unknown.
+    pub fn of(config: &Config) -> Result<&'static Self> {
+        let Some(found) = config.word("model_type")? else {
+            return Err(config.wrong("model_type", "the name of an architecture"));
+        };
+        if let Some(known) = ARCHITECTURES.iter().find(|a| a.model_type == found) {
+            return Ok(known);
+        }
+        let likeness = |a: &&Architecture| (strsim::jaro_winkler(a.model_type, found) * 1e6) as u64;
+        let nearest = ARCHITECTURES.iter().max_by_key(likeness);
+        let known: Vec<&str> = ARCHITECTURES.iter().map(|a| a.model_type).collect();
+        Err(Error::UnknownModelType {
+            file: config.file().to_owned(),
+            found: found.to_owned(),
+            nearest: nearest.filter(|a| likeness(a) > 800_000).map(|a| a.model_type.to_owned()),
+            known: known.join(", "),
+        })
+    }
+
+    /// An error unless there is a head for `task`.
+    ///
+    /// # Errors
+    /// [`Error::NoHead`].
+    pub fn check_task(&self, task: Task) -> Result<()> {
+        if self.tasks.contains(&task) {
+            return Ok(());
+        }
+        let known: Vec<&str> = self.tasks.iter().map(|t| t.name()).collect();
+        let (model_type, task) = (self.model_type.to_owned(), task.name().to_owned());
+        Err(Error::NoHead { model_type, task, known: known.join(", ") })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_registry_is_sorted_and_without_repeats() {
+        let names: Vec<_> = ARCHITECTURES.iter().map(|a| a.model_type).collect();
+        assert!(names.is_sorted_by(|a, b| a < b), "{names:?}");
+    }
+}

@@ -1,0 +1,35 @@
+//! Mistral: Llama with a sliding window of attention.
+//! Paper: arXiv:2310.06825. Reference: transformers `models/mistral/modeling_mistral.py`.
+
+use super::{Architecture, Family, Parts, llama};
+use crate::{
+    Builder, Config, Result, Task, blocks::attention::SelfAttentionShape, task_heads::DECODER_TASKS,
+};
+
+pub(super) const ENTRY: Architecture = Architecture {
+    model_type: "mistral",
+    family: Family::Decoder,
+    tasks: DECODER_TASKS,
+    prefixes: &["model"],
+    paper: "arXiv:2310.06825",
+    class: |task| match task {
+        Task::CausalLm => Some("MistralForCausalLM"),
+        Task::SeqCls => Some("MistralForSequenceClassification"),
+        Task::TokenCls => Some("MistralForTokenClassification"),
+        Task::QuestionAns => Some("MistralForQuestionAnswering"),
+        Task::FeatureExtraction => Some("MistralModel"),
+        _ => None,
+    },
+    build,
+};
+
+fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
+    // transformers' default for a config without the field; an explicit `null` means none.
+    let window = match c.fields().contains_key("sliding_window") {
+        true => c.size_or_none("sliding_window")?,
+        false => Some(4096),
+    };
+    let attention = SelfAttentionShape { window, ..llama::attention(c)? };
+    let shape = llama::decoder_shape(c, |_| attention.clone(), false)?;
+    llama::finish(c, task, &shape, "model", b)
+}

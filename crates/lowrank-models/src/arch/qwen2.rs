@@ -1,0 +1,56 @@
+//! Qwen2 and Qwen2.5: Llama with biases on queries, keys and values, and windows in some layers.
+//! Paper: arXiv:2407.10671. Reference: transformers `models/qwen2/modeling_qwen2.py`.
+
+use super::{Architecture, Family, Parts, llama};
+use crate::{
+    Builder, Config, Result, Task, blocks::attention::SelfAttentionShape, task_heads::DECODER_TASKS,
+};
+
+pub(super) const ENTRY: Architecture = Architecture {
+    model_type: "qwen2",
+    family: Family::Decoder,
+    tasks: DECODER_TASKS,
+    prefixes: &["model"],
+    paper: "arXiv:2407.10671",
+    class: |task| match task {
+        Task::CausalLm => Some("Qwen2ForCausalLM"),
+        Task::SeqCls => Some("Qwen2ForSequenceClassification"),
+        Task::TokenCls => Some("Qwen2ForTokenClassification"),
+        Task::QuestionAns => Some("Qwen2ForQuestionAnswering"),
+        Task::FeatureExtraction => Some("Qwen2Model"),
+        _ => None,
+    },
+    build,
+};
+
+fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
+    let attention = SelfAttentionShape { qkv_bias: true, ..llama::attention(c)? };
+    let windows = layer_windows(c)?;
+    let layer = |i: usize| SelfAttentionShape {
+        window: windows.get(i).copied().flatten(),
+        ..attention.clone()
+    };
+    llama::finish(c, task, &llama::decoder_shape(c, layer, false)?, "model", b)
+}
+
+/// The window of each layer: by `layer_types`, or, in older configs, from `max_window_layers` on.
+pub(super) fn layer_windows(c: &Config) -> Result<Vec<Option<usize>>> {
+    let layers = c.size("num_hidden_layers")?;
+    let window = match c.switch_or("use_sliding_window", false)? {
+        true => c.size_or_none("sliding_window")?,
+        false => None,
+    };
+    let Some(types) = c.words("layer_types")? else {
+        let first = c.number_or("max_window_layers", 28.0)? as usize;
+        return Ok((0..layers).map(|i| window.filter(|_| i >= first)).collect());
+    };
+    if types.len() != layers {
+        return Err(c.wrong("layer_types", format!("a list of {layers} names, one for each layer")));
+    }
+    let window_of = |kind: &str| match kind {
+        "full_attention" => Ok(None),
+        "sliding_attention" => Ok(window),
+        _ => Err(c.not_implemented("layer_types", "full_attention, sliding_attention")),
+    };
+    types.into_iter().map(window_of).collect()
+}

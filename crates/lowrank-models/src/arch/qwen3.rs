@@ -1,0 +1,42 @@
+//! Qwen3: Llama with norms on query and key heads, and windows in some layers.
+//! Paper: arXiv:2505.09388. Reference: transformers `models/qwen3/modeling_qwen3.py`.
+
+use super::{Architecture, Family, Parts, llama, qwen2::layer_windows};
+use crate::{
+    Builder, Config, Result, Task, blocks::attention::SelfAttentionShape, task_heads::DECODER_TASKS,
+};
+
+pub(super) const ENTRY: Architecture = Architecture {
+    model_type: "qwen3",
+    family: Family::Decoder,
+    tasks: DECODER_TASKS,
+    prefixes: &["model"],
+    paper: "arXiv:2505.09388",
+    class: |task| match task {
+        Task::CausalLm => Some("Qwen3ForCausalLM"),
+        Task::SeqCls => Some("Qwen3ForSequenceClassification"),
+        Task::TokenCls => Some("Qwen3ForTokenClassification"),
+        Task::QuestionAns => Some("Qwen3ForQuestionAnswering"),
+        Task::FeatureExtraction => Some("Qwen3Model"),
+        _ => None,
+    },
+    build,
+};
+
+fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
+    let bias = c.switch_or("attention_bias", false)?;
+    let attention = SelfAttentionShape {
+        qkv_bias: bias,
+        out_bias: bias,
+        qk_norm: Some(c.epsilon_or("rms_norm_eps", 1e-6)?),
+        // Unlike Llama's, the head width doesn't follow from the hidden size.
+        head_dim: c.size_or("head_dim", 128)?,
+        ..llama::attention(c)?
+    };
+    let windows = layer_windows(c)?;
+    let layer = |i: usize| SelfAttentionShape {
+        window: windows.get(i).copied().flatten(),
+        ..attention.clone()
+    };
+    llama::finish(c, task, &llama::decoder_shape(c, layer, false)?, "model", b)
+}

@@ -1,0 +1,267 @@
+//! `config.json`, read field by field so that an error can name the field.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::{Error, Result};
+
+/// The largest size that a field may name: beyond any model, and far from overflow.
+const LARGEST: u64 = 1 << 28;
+
+/// A JSON object of a known file.
+#[derive(Clone, Debug)]
+pub struct Config {
+    file: String,
+    /// Dotted place of this object in the file, with a dot at the end.
+    at: String,
+    fields: Map<String, Value>,
+}
+
+impl Config {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// When it can't be read or isn't a JSON object.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        Self::parse(path.display().to_string(), &text)
+    }
+
+    /// Parses the text of a file of that name.
+    ///
+    /// # Errors
+    /// When it isn't a JSON object.
+    pub fn parse(file: String, text: &str) -> Result<Self> {
+        match serde_json::from_str(text) {
+            Ok(fields) => Ok(Self { file, at: String::new(), fields }),
+            Err(source) => Err(Error::Json { file, source }),
+        }
+    }
+
+    /// The file's name, for errors.
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// All fields.
+    pub fn fields(&self) -> &Map<String, Value> {
+        &self.fields
+    }
+
+    /// A field's value; `null` counts as absent.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.fields.get(key).filter(|v| !v.is_null())
+    }
+
+    /// An error about a field.
+    pub fn wrong(&self, key: &str, must_be: impl Into<String>) -> Error {
+        let found = self.get(key).map_or("missing".to_owned(), shorten);
+        Error::Field {
+            file: self.file.clone(),
+            field: format!("{}{key}", self.at),
+            found,
+            must_be: must_be.into(),
+        }
+    }
+
+    /// An error about a field whose value asks for something that isn't implemented.
+    pub fn not_implemented(&self, key: &str, known: &str) -> Error {
+        Error::NotImplemented {
+            file: self.file.clone(),
+            field: format!("{}{key}", self.at),
+            found: self.get(key).map_or("missing".to_owned(), shorten),
+            known: known.to_owned(),
+        }
+    }
+
+    fn missing(&self, key: &str) -> Error {
+        Error::FieldMissing { file: self.file.clone(), field: format!("{}{key}", self.at) }
+    }
+
+    /// A size: a whole number from 1 on.
+    ///
+    /// # Errors
+    /// When it is missing or something else.
+    pub fn size(&self, key: &str) -> Result<usize> {
+        self.size_or_none(key)?.ok_or_else(|| self.missing(key))
+    }
+
+    /// A size that may be absent.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn size_or_none(&self, key: &str) -> Result<Option<usize>> {
+        let must_be = || self.wrong(key, format!("a whole number from 1 to {LARGEST}"));
+        let read = |v: &Value| match v.as_u64() {
+            Some(n @ 1..=LARGEST) => usize::try_from(n).map_err(|_| must_be()),
+            _ => Err(must_be()),
+        };
+        self.get(key).map(read).transpose()
+    }
+
+    /// A size with a default.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn size_or(&self, key: &str, default: usize) -> Result<usize> {
+        Ok(self.size_or_none(key)?.unwrap_or(default))
+    }
+
+    /// A token id.
+    ///
+    /// # Errors
+    /// When it is something else than a whole number (or, as some configs have it, a list, of
+    /// which the first counts).
+    pub fn token_id(&self, key: &str) -> Result<Option<u32>> {
+        Ok(self.token_ids(key)?.first().copied())
+    }
+
+    /// Token ids: none, one, or a list.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn token_ids(&self, key: &str) -> Result<Vec<u32>> {
+        let id = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
+        let ids = match self.get(key) {
+            None => Some(Vec::new()),
+            Some(Value::Array(list)) => list.iter().map(id).collect(),
+            // A negative id, as some configs have it, means that there is none.
+            Some(v) if v.as_i64().is_some_and(|n| n < 0) => Some(Vec::new()),
+            Some(v) => id(v).map(|id| vec![id]),
+        };
+        ids.ok_or_else(|| self.wrong(key, "a token id or a list of token ids"))
+    }
+
+    /// A finite number with a default.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn number_or(&self, key: &str, default: f64) -> Result<f64> {
+        Ok(self.number(key)?.unwrap_or(default))
+    }
+
+    /// A finite number.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn number(&self, key: &str) -> Result<Option<f64>> {
+        let read = |v: &Value| {
+            v.as_f64().filter(|n| n.is_finite()).ok_or_else(|| self.wrong(key, "a finite number"))
+        };
+        self.get(key).map(read).transpose()
+    }
+
+    /// A probability below 1, with a default.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn probability_or(&self, key: &str, default: f64) -> Result<f32> {
+        match self.number_or(key, default)? {
+            p if (0.0..1.0).contains(&p) => Ok(p as f32),
+            _ => Err(self.wrong(key, "a probability: at least 0 and below 1")),
+        }
+    }
+
+    /// A positive epsilon with a default.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn epsilon_or(&self, key: &str, default: f64) -> Result<f64> {
+        match self.number_or(key, default)? {
+            eps if eps > 0.0 => Ok(eps),
+            _ => Err(self.wrong(key, "a number above 0")),
+        }
+    }
+
+    /// A switch with a default.
+    ///
+    /// # Errors
+    /// When it is something else than true or false.
+    pub fn switch_or(&self, key: &str, default: bool) -> Result<bool> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(v) => v.as_bool().ok_or_else(|| self.wrong(key, "true or false")),
+        }
+    }
+
+    /// A word that may be absent.
+    ///
+    /// # Errors
+    /// When it is something else than a string.
+    pub fn word(&self, key: &str) -> Result<Option<&str>> {
+        let read = |v| Value::as_str(v).ok_or_else(|| self.wrong(key, "a string"));
+        self.get(key).map(read).transpose()
+    }
+
+    /// A list of words that may be absent.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn words(&self, key: &str) -> Result<Option<Vec<&str>>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let words = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect());
+        words.map(Some).ok_or_else(|| self.wrong(key, "a list of strings"))
+    }
+
+    /// An object inside this one.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn object(&self, key: &str) -> Result<Option<Config>> {
+        let read = |v: &Value| {
+            let fields = v.as_object().ok_or_else(|| self.wrong(key, "an object"))?.clone();
+            Ok(Config { file: self.file.clone(), at: format!("{}{key}.", self.at), fields })
+        };
+        self.get(key).map(read).transpose()
+    }
+
+    /// An activation function by its name in transformers.
+    ///
+    /// # Errors
+    /// When it isn't known.
+    pub fn activation(
+        &self,
+        key: &str,
+        default: &str,
+    ) -> Result<lowrank_autograd::ops::Activation> {
+        let name = self.word(key)?.unwrap_or(default);
+        lowrank_autograd::ops::Activation::named(name).ok_or_else(|| {
+            self.not_implemented(
+                key,
+                "relu, silu, gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, tanh",
+            )
+        })
+    }
+
+    /// The number of labels of a classification head: `num_labels`, or that of `id2label`, or 2.
+    ///
+    /// # Errors
+    /// When either has another type.
+    pub fn num_labels(&self) -> Result<usize> {
+        match (self.size_or_none("num_labels")?, self.object("id2label")?) {
+            (Some(n), _) => Ok(n),
+            (None, Some(labels)) => Ok(labels.fields.len()),
+            (None, None) => Ok(2),
+        }
+    }
+
+    /// Replaces or adds a field.
+    pub fn set(&mut self, key: &str, value: Value) {
+        self.fields.insert(key.to_owned(), value);
+    }
+
+    /// Removes a field.
+    pub fn remove(&mut self, key: &str) {
+        self.fields.remove(key);
+    }
+}
+
+fn shorten(value: &Value) -> String {
+    let text = value.to_string();
+    if text.chars().count() <= 60 {
+        return format!("`{text}`");
+    }
+    format!("`{}…`", text.chars().take(60).collect::<String>())
+}

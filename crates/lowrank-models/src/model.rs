@@ -1,0 +1,185 @@
+//! A model folder, opened: network, head, modules and config.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use candle_core::DType;
+use lowrank_autograd::Value;
+use lowrank_peft::{Modules, Pass};
+
+use crate::{
+    Architecture, Builder, Config, Context, Encoded, FreshInit, Head, Input, Network, Result, Task,
+    Weights,
+};
+
+/// What is asked of a folder that is opened.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// The head; by default the architecture's first.
+    pub task: Option<Task>,
+    /// Converts the weights when they are loaded; by default they stay mapped, in their dtype.
+    pub dtype: Option<DType>,
+    /// Classes of a classification head, by name; by default those of the config.
+    pub labels: Option<Vec<String>>,
+    /// `problem_type` of a sequence classification head.
+    pub problem_type: Option<ProblemType>,
+    /// Fields that replace those of `config.json`.
+    pub overrides: Vec<(String, serde_json::Value)>,
+    /// Seed of heads that start fresh.
+    pub seed: u64,
+}
+
+/// transformers' `problem_type`: which loss a sequence classification head has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProblemType {
+    /// Numbers: mean squared error.
+    Regression,
+    /// One class of several: cross-entropy.
+    SingleLabel,
+    /// Any number of classes: binary cross-entropy.
+    MultiLabel,
+}
+
+impl ProblemType {
+    const NAMES: [(Self, &'static str); 3] = [
+        (Self::Regression, "regression"),
+        (Self::SingleLabel, "single_label_classification"),
+        (Self::MultiLabel, "multi_label_classification"),
+    ];
+
+    /// The name in `config.json`.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(own, _)| *own == self).map_or("", |(_, name)| name)
+    }
+
+    /// What a config says; `None` when it leaves that to the labels.
+    ///
+    /// # Errors
+    /// When the name isn't one of transformers'.
+    pub fn of(config: &Config) -> Result<Option<Self>> {
+        let Some(name) = config.word("problem_type")? else { return Ok(None) };
+        let found = Self::NAMES.iter().find(|(_, own)| *own == name).map(|(own, _)| *own);
+        let must_be = "regression, single_label_classification or multi_label_classification";
+        found.map(Some).ok_or_else(|| config.wrong("problem_type", must_be))
+    }
+}
+
+/// A model.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// Where it came from.
+    pub folder: PathBuf,
+    /// `config.json`, as it is saved with a merged model.
+    pub config: Config,
+    /// Its entry in the registry.
+    pub architecture: &'static Architecture,
+    /// The task of its head.
+    pub task: Task,
+    /// All modules, for adapters.
+    pub modules: Modules,
+    /// Tensors of the head that start fresh because the files lack them.
+    pub fresh: Vec<String>,
+    /// Tensors in the files that the model has no use for.
+    pub unused: Vec<String>,
+    network: Arc<dyn Network>,
+    head: Head,
+}
+
+impl Model {
+    /// Opens a Hugging Face folder.
+    ///
+    /// # Errors
+    /// When the folder, its config or its weights aren't what they should be; the error names
+    /// file and field or tensor.
+    pub fn open(folder: &Path, options: &OpenOptions) -> Result<Self> {
+        let path = folder.join("config.json");
+        if !path.is_file() {
+            let (path, missing) = (folder.to_owned(), "config.json");
+            return Err(crate::Error::NotAModel { path, missing, hint: "" });
+        }
+        let mut config = Config::read(&path)?;
+        for (key, value) in &options.overrides {
+            config.set(key, value.clone());
+        }
+        let architecture = Architecture::of(&config)?;
+        let task = options.task.or(architecture.tasks.first().copied());
+        let task = task.unwrap_or(Task::FeatureExtraction);
+        architecture.check_task(task)?;
+        set_labels(&mut config, options);
+        let fresh = FreshInit {
+            seed: options.seed,
+            deviation: config.number_or("initializer_range", 0.02)?,
+        };
+        let weights = Weights::open(folder)?;
+        let builder = Builder::new(weights, architecture.prefixes, fresh, options.dtype);
+        let (network, head) = (architecture.build)(&config, task, &builder)?;
+        let (built, unused) = builder.finish();
+        Ok(Self {
+            folder: folder.to_owned(),
+            config,
+            architecture,
+            task,
+            modules: built.modules,
+            fresh: built.fresh,
+            unused,
+            network,
+            head,
+        })
+    }
+
+    /// The network below the head.
+    pub fn network(&self) -> &dyn Network {
+        self.network.as_ref()
+    }
+
+    /// The head.
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// Logits of an input: `[tokens, classes]` or `[sequences, classes]`, by the head. `rows`
+    /// limits a token head to those tokens.
+    ///
+    /// # Errors
+    /// When the input doesn't fit the model.
+    pub fn logits(&self, input: &Input, rows: Option<&Arc<[usize]>>, pass: &Pass) -> Result<Value> {
+        let hidden = self.network.forward(input, Context::default(), pass)?;
+        Ok(self.head.logits(&hidden, input, rows, pass)?)
+    }
+
+    /// Logits of a target given a source, for encoder-decoders.
+    ///
+    /// # Errors
+    /// When an input doesn't fit the model.
+    pub fn target_logits(
+        &self,
+        (source, source_pass): (&Input, &Pass),
+        (target, target_pass): (&Input, &Pass),
+        rows: Option<&Arc<[usize]>>,
+    ) -> Result<Value> {
+        let encoded = self.network.encode(source, source_pass)?;
+        let hidden = self.decode(target, &encoded, target_pass)?;
+        Ok(self.head.logits(&hidden, target, rows, target_pass)?)
+    }
+
+    fn decode(&self, target: &Input, encoded: &Encoded, pass: &Pass) -> Result<Value> {
+        let context = Context { cache: None, encoded: Some(encoded) };
+        Ok(self.network.forward(target, context, pass)?)
+    }
+}
+
+/// Writes the asked-for labels and problem type into the config, so that they go where it goes.
+fn set_labels(config: &mut Config, options: &OpenOptions) {
+    if let Some(labels) = &options.labels {
+        let by_id = labels.iter().enumerate().map(|(i, l)| (i.to_string(), l.as_str().into()));
+        config.set("id2label", serde_json::Value::Object(by_id.collect()));
+        let by_label = labels.iter().enumerate().map(|(i, l)| (l.clone(), i.into()));
+        config.set("label2id", serde_json::Value::Object(by_label.collect()));
+        config.remove("num_labels");
+    }
+    if let Some(problem_type) = options.problem_type {
+        config.set("problem_type", problem_type.name().into());
+    }
+}

@@ -1,0 +1,157 @@
+//! Batches: token ids packed end to end, without padding, and where each sequence lies.
+
+use std::sync::Arc;
+
+use lowrank_autograd::ops::Span;
+
+use crate::{Error, Result};
+
+/// Sequences packed end to end.
+#[derive(Clone, Debug)]
+pub struct Sequences {
+    lengths: Vec<usize>,
+    /// Position of each token in its sequence, as positional encodings see it.
+    pub positions: Arc<[u32]>,
+    /// Rows of each sequence.
+    pub spans: Arc<[Span]>,
+    /// For each sequence the length that scaled rotary embeddings go by.
+    pub extents: Vec<usize>,
+}
+
+impl Sequences {
+    /// Sequences whose positions count from 0.
+    pub fn packed(lengths: &[usize]) -> Self {
+        let positions = lengths.iter().flat_map(|&n| 0..n as u32).collect();
+        Self::with_positions(lengths, positions, lengths.to_vec())
+    }
+
+    fn with_positions(lengths: &[usize], positions: Arc<[u32]>, extents: Vec<usize>) -> Self {
+        Self { lengths: lengths.to_vec(), positions, spans: Span::packed(lengths).into(), extents }
+    }
+
+    /// Sequences that go on from where a cache stands; each token's position is its place there.
+    pub fn continued(lengths: &[usize], before: &[usize]) -> Self {
+        let rows = lengths.iter().zip(before);
+        let positions = rows.clone().flat_map(|(&n, &b)| b as u32..(b + n) as u32).collect();
+        let reach = rows.map(|(n, b)| n + b).max().unwrap_or_default();
+        Self::with_positions(lengths, positions, vec![reach; lengths.len()])
+    }
+
+    /// Number of sequences.
+    pub fn len(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.lengths.is_empty()
+    }
+
+    /// Tokens in all.
+    pub fn tokens(&self) -> usize {
+        self.positions.len()
+    }
+
+    /// Length of each sequence.
+    pub fn lengths(&self) -> &[usize] {
+        &self.lengths
+    }
+
+    /// First row of each sequence.
+    pub fn starts(&self) -> impl Iterator<Item = usize> {
+        self.spans.iter().map(|s| s.queries.start)
+    }
+
+    /// Spans of these sequences as queries over the rows of `keys`, one to one.
+    pub fn across(&self, keys: &Sequences) -> Arc<[Span]> {
+        let pairs = self.spans.iter().zip(keys.spans.iter());
+        pairs
+            .map(|(q, k)| Span { queries: q.queries.clone(), keys: k.keys.clone(), offset: 0 })
+            .collect()
+    }
+}
+
+/// What a model reads: ids, their sequences, and segment ids where the model has them.
+#[derive(Clone, Debug)]
+pub struct Input {
+    /// One id a token.
+    pub ids: Arc<[u32]>,
+    /// Where the sequences lie.
+    pub sequences: Sequences,
+    /// BERT's segments, 0 where absent.
+    pub token_types: Option<Arc<[u32]>>,
+}
+
+impl Input {
+    /// Sequences of ids, packed.
+    pub fn packed<T: AsRef<[u32]>>(rows: &[T]) -> Self {
+        let lengths: Vec<usize> = rows.iter().map(|r| r.as_ref().len()).collect();
+        let ids = rows.iter().flat_map(|r| r.as_ref()).copied().collect();
+        Self { ids, sequences: Sequences::packed(&lengths), token_types: None }
+    }
+}
+
+/// A batch as Python programs pad it, `[rows, columns]`, and which of its places are real.
+#[derive(Clone, Debug)]
+pub struct Padded {
+    rows: usize,
+    columns: usize,
+    /// Flat indices of the real places, row by row.
+    real: Vec<usize>,
+    lengths: Vec<usize>,
+}
+
+impl Padded {
+    /// A batch with `mask` (one entry a place, 0 for padding); all real without one.
+    ///
+    /// # Errors
+    /// When the mask has another size, or a row has no real place.
+    pub fn new(rows: usize, columns: usize, mask: Option<&[i64]>) -> Result<Self> {
+        let places = rows.saturating_mul(columns);
+        if let Some(mask) = mask.filter(|m| m.len() != places) {
+            let found = mask.len();
+            return Err(Error::Input(format!("attention_mask has {found} entries, ids {places}")));
+        }
+        let is_real = |i: &usize| mask.is_none_or(|m| m.get(*i).is_some_and(|&v| v != 0));
+        let real: Vec<usize> = (0..places).filter(is_real).collect();
+        let mut lengths = vec![0; rows];
+        for place in &real {
+            if let Some(length) = lengths.get_mut(place / columns.max(1)) {
+                *length += 1;
+            }
+        }
+        if let Some(row) = lengths.iter().position(|&n| n == 0) {
+            return Err(Error::Input(format!("attention_mask leaves nothing of row {row}")));
+        }
+        Ok(Self { rows, columns, real, lengths })
+    }
+
+    /// Flat indices of the real places.
+    pub fn real(&self) -> &[usize] {
+        &self.real
+    }
+
+    /// Rows and columns.
+    pub fn shape(&self) -> [usize; 2] {
+        [self.rows, self.columns]
+    }
+
+    /// The real entries of a padded array.
+    pub fn pick<T: Copy>(&self, values: &[T]) -> Vec<T> {
+        self.real.iter().filter_map(|&i| values.get(i).copied()).collect()
+    }
+
+    /// The sequences, with positions that count columns (padding included), as transformers'
+    /// `forward` has them.
+    pub fn sequences(&self) -> Sequences {
+        let columns = self.columns.max(1);
+        let positions = self.real.iter().map(|i| (i % columns) as u32).collect();
+        Sequences::with_positions(&self.lengths, positions, vec![self.columns; self.rows])
+    }
+
+    /// The rows without their padding.
+    pub fn rows_of<T: Copy>(&self, values: &[T]) -> Vec<Vec<T>> {
+        let mut picked = self.pick(values).into_iter();
+        self.lengths.iter().map(|&n| picked.by_ref().take(n).collect()).collect()
+    }
+}

@@ -1,0 +1,207 @@
+//! Task heads: from hidden states to logits.
+
+use std::sync::Arc;
+
+use lowrank_autograd::{
+    Result, Value,
+    ops::{self, Activation},
+};
+use lowrank_peft::{
+    Pass,
+    layers::{Linear, Norm},
+};
+
+use crate::{Builder, Config, DropoutSite, Input, Network, Task};
+
+/// The head of a model.
+#[derive(Clone, Debug)]
+pub enum Head {
+    /// None: the hidden states are the result.
+    Features,
+    /// Logits for every token.
+    Tokens(TokenHead),
+    /// Logits for every sequence.
+    Sequences(SequenceHead),
+}
+
+/// `linear(drop(transform(scale·h)))` of every token.
+#[derive(Clone, Debug)]
+pub struct TokenHead {
+    /// Factor of the hidden states (T5 with tied embeddings).
+    pub scale: Option<f32>,
+    /// BERT's dense layer before the decoder.
+    pub transform: Option<Transform>,
+    /// Dropout before the last layer.
+    pub dropout: Option<DropoutSite>,
+    /// The last layer.
+    pub linear: Linear,
+}
+
+/// `norm(f(dense(h)))`.
+#[derive(Clone, Debug)]
+pub struct Transform {
+    /// The dense layer.
+    pub dense: Linear,
+    /// `f`
+    pub activation: Activation,
+    /// The norm; none in poolers.
+    pub norm: Option<Norm>,
+}
+
+impl Transform {
+    fn forward(&self, x: &Value, pass: &Pass) -> Result<Value> {
+        let x = ops::activation(&self.dense.forward(x, pass)?, self.activation)?;
+        self.norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x, pass))
+    }
+}
+
+/// `linear(drop(pooler(h)))` of one token of each sequence.
+#[derive(Clone, Debug)]
+pub struct SequenceHead {
+    /// Which token.
+    pub pick: Pick,
+    /// BERT's pooler.
+    pub pooler: Option<Transform>,
+    /// Dropout before the last layer.
+    pub dropout: Option<DropoutSite>,
+    /// The last layer.
+    pub linear: Linear,
+}
+
+/// Which token stands for its sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pick {
+    /// The first.
+    First,
+    /// The last one that isn't the padding token.
+    LastReal {
+        /// `pad_token_id`
+        pad: Option<u32>,
+    },
+}
+
+impl Pick {
+    /// The row of each sequence's token.
+    pub fn rows(self, input: &Input) -> Arc<[usize]> {
+        let row = |span: &ops::Span| match self {
+            Self::First => span.queries.start,
+            Self::LastReal { pad } => {
+                let real = |&row: &usize| pad.is_none() || input.ids.get(row).copied() != pad;
+                let last = span.queries.clone().rev().find(real);
+                last.unwrap_or(span.queries.start)
+            }
+        };
+        input.sequences.spans.iter().map(row).collect()
+    }
+}
+
+impl Head {
+    /// Logits from `hidden` `[tokens, hidden_size]`: `[tokens, classes]`, or `[sequences, classes]`
+    /// for a [`Head::Sequences`]. `rows` limits a token head to those tokens.
+    ///
+    /// # Errors
+    /// When the states don't fit.
+    pub fn logits(
+        &self,
+        hidden: &Value,
+        input: &Input,
+        rows: Option<&Arc<[usize]>>,
+        pass: &Pass,
+    ) -> Result<Value> {
+        match self {
+            Self::Features => Ok(hidden.clone()),
+            Self::Tokens(head) => match rows {
+                Some(rows) => head.forward(&ops::select_rows(hidden, rows)?, &pass.for_rows(rows)),
+                None => head.forward(hidden, pass),
+            },
+            Self::Sequences(head) => {
+                let rows = head.pick.rows(input);
+                let picked = ops::select_rows(hidden, &rows)?;
+                head.forward(&picked, &pass.for_rows(&rows))
+            }
+        }
+    }
+}
+
+impl TokenHead {
+    /// A head of one linear layer.
+    pub fn of(linear: Linear) -> Self {
+        Self { scale: None, transform: None, dropout: None, linear }
+    }
+
+    fn forward(&self, x: &Value, pass: &Pass) -> Result<Value> {
+        let x = self.scale.map_or(Ok(x.clone()), |scale| ops::scale(x, scale))?;
+        let x = self.transform.as_ref().map_or(Ok(x.clone()), |t| t.forward(&x, pass))?;
+        let x = self.dropout.map_or(Ok(x.clone()), |d| d.forward(&x, pass))?;
+        self.linear.forward(&x, pass)
+    }
+}
+
+impl SequenceHead {
+    fn forward(&self, x: &Value, pass: &Pass) -> Result<Value> {
+        let x = self.pooler.as_ref().map_or(Ok(x.clone()), |t| t.forward(x, pass))?;
+        let x = self.dropout.map_or(Ok(x.clone()), |d| d.forward(&x, pass))?;
+        self.linear.forward(&x, pass)
+    }
+}
+
+/// The tasks of a decoder with transformers' generic heads.
+pub const DECODER_TASKS: &[Task] =
+    &[Task::CausalLm, Task::SeqCls, Task::TokenCls, Task::QuestionAns, Task::FeatureExtraction];
+
+/// Where a decoder's head keeps things: transformers' `modeling_layers.py`, `Generic…`.
+#[derive(Clone, Copy, Debug)]
+pub struct DecoderHeads {
+    /// Name of the token classifier.
+    pub token_classifier: &'static str,
+    /// Field with the dropout of the token classifier, and the default without it.
+    pub token_dropout: (&'static str, f64),
+}
+
+/// The head of a decoder for `task`, at the model's root `b`.
+///
+/// # Errors
+/// When the head's tensors are misshapen or a config field is wrong.
+pub fn decoder_head(
+    task: Task,
+    c: &Config,
+    network: &dyn Network,
+    names: DecoderHeads,
+    b: &Builder,
+) -> crate::Result<Head> {
+    let (rows, hidden) = match network.table().weight().weight().dims() {
+        &[rows, hidden] => (rows, hidden),
+        _ => (0, 0),
+    };
+    Ok(match task {
+        Task::CausalLm | Task::Seq2SeqLm | Task::MaskedLm => {
+            let linear = match c.switch_or("tie_word_embeddings", true)? {
+                true => b.tied_linear("lm_head", network.table(), None)?,
+                false => b.linear("lm_head", hidden, rows, false)?,
+            };
+            Head::Tokens(TokenHead::of(linear))
+        }
+        Task::SeqCls => Head::Sequences(SequenceHead {
+            pick: Pick::LastReal { pad: c.token_id("pad_token_id")? },
+            pooler: None,
+            dropout: None,
+            linear: b.head_linear("score", hidden, c.num_labels()?, false)?,
+        }),
+        Task::TokenCls => {
+            let (field, default) = names.token_dropout;
+            let p = match c.number("classifier_dropout")? {
+                Some(_) => c.probability_or("classifier_dropout", 0.0)?,
+                None => c.probability_or(field, default)?,
+            };
+            let name = names.token_classifier;
+            Head::Tokens(TokenHead {
+                dropout: Some(b.dropout("dropout", p)),
+                ..TokenHead::of(b.head_linear(name, hidden, c.num_labels()?, true)?)
+            })
+        }
+        Task::QuestionAns => {
+            Head::Tokens(TokenHead::of(b.head_linear("qa_outputs", hidden, 2, true)?))
+        }
+        Task::FeatureExtraction => Head::Features,
+    })
+}

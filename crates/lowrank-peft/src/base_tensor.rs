@@ -1,0 +1,189 @@
+//! One tensor of the base model, and the copies that adapters train in its place.
+
+use std::sync::{PoisonError, RwLock};
+
+use candle_core::{DType, Tensor};
+use lowrank_autograd::{Parameter, Result, Value, Weight};
+
+use crate::Pass;
+
+/// Why an adapter has a copy of a base tensor of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CopyReason {
+    /// The module is in `modules_to_save`.
+    ModulesToSave,
+    /// It is a bias that `bias: all` or `bias: lora_only` trains.
+    Bias,
+}
+
+/// A tensor as a layer reads it.
+pub(crate) enum Operand {
+    Frozen(Weight),
+    Trained(Value),
+}
+
+/// A named tensor of the base model.
+///
+/// Adapters never change it. One that trains the tensor itself (`modules_to_save`, `bias`) has a
+/// copy, which takes its place in passes where that adapter is active.
+#[derive(Debug)]
+pub struct BaseTensor {
+    name: String,
+    tied_to: Option<String>,
+    saved_dtype: DType,
+    state: RwLock<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    weight: Weight,
+    /// What `weight` was before a merge.
+    unmerged: Option<Weight>,
+    copies: Vec<(String, CopyReason, Parameter)>,
+}
+
+impl BaseTensor {
+    /// A matrix, kept as it lies in its file.
+    pub fn new(name: impl Into<String>, weight: Weight) -> Self {
+        let saved_dtype = weight.dtype();
+        let state = RwLock::new(State { weight, unmerged: None, copies: Vec::new() });
+        Self { name: name.into(), tied_to: None, saved_dtype, state }
+    }
+
+    /// A vector, widened to f32 once; it is written back in the dtype that it had.
+    ///
+    /// # Errors
+    /// Those of the conversion.
+    pub fn vector(name: impl Into<String>, weight: &Weight) -> Result<Self> {
+        let wide = Weight::from_tensor(&weight.to_f32()?)?;
+        Ok(Self { saved_dtype: weight.dtype(), ..Self::new(name, wide) })
+    }
+
+    /// The same memory under a second name, as tied embeddings have it.
+    pub fn tied(&self, name: impl Into<String>) -> Self {
+        let tied_to = Some(self.tied_to.clone().unwrap_or_else(|| self.name.clone()));
+        Self { tied_to, saved_dtype: self.saved_dtype, ..Self::new(name, self.weight()) }
+    }
+
+    /// Its name in the checkpoint.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The name of the tensor whose memory it shares, as long as no merge has parted them.
+    pub fn tied_to(&self) -> Option<&str> {
+        self.tied_to.as_deref().filter(|_| self.read(|s| s.unmerged.is_none()))
+    }
+
+    /// The base model's tensor as it stands (merged, if a merge is in force).
+    pub fn weight(&self) -> Weight {
+        self.read(|s| s.weight.clone())
+    }
+
+    /// Replaces the base model's tensor for good, e.g. by one that an adapter file carries.
+    pub fn set_weight(&self, weight: Weight) {
+        self.write(|s| s.weight = weight);
+    }
+
+    /// The tensor as it is saved: `[in, out]` for a Conv1D, in its file's dtype.
+    ///
+    /// # Errors
+    /// Those of the conversion.
+    pub fn to_saved(&self) -> Result<Tensor> {
+        let weight = self.weight();
+        let weight = if weight.is_transposed() { weight.transpose() } else { weight };
+        Ok(weight.to_tensor()?.to_dtype(self.saved_dtype)?.contiguous()?)
+    }
+
+    /// Gives `adapter` a copy to train, of what stands here or of `data`.
+    ///
+    /// # Errors
+    /// Those of the copy.
+    pub fn add_copy(
+        &self,
+        adapter: &str,
+        reason: CopyReason,
+        data: Option<&Tensor>,
+    ) -> Result<Parameter> {
+        let data = match data {
+            Some(data) => data.clone(),
+            None => self.to_saved()?,
+        };
+        let parameter = Parameter::new(self.name.clone(), &data)?;
+        self.write(|s| {
+            s.copies.retain(|(name, _, _)| name != adapter);
+            s.copies.push((adapter.to_owned(), reason, parameter.clone()));
+        });
+        Ok(parameter)
+    }
+
+    /// The copy that `adapter` trains.
+    pub fn copy_of(&self, adapter: &str) -> Option<(CopyReason, Parameter)> {
+        self.read(|s| {
+            let found = s.copies.iter().find(|(name, _, _)| name == adapter);
+            found.map(|(_, reason, p)| (*reason, p.clone()))
+        })
+    }
+
+    /// Forgets the copy of `adapter`.
+    pub fn remove_copy(&self, adapter: &str) {
+        self.write(|s| s.copies.retain(|(name, _, _)| name != adapter));
+    }
+
+    /// What stands here in this pass: the copy of the first active adapter that has one.
+    pub(crate) fn operand(&self, pass: &Pass) -> Operand {
+        self.read(|s| {
+            let active = |name: &String| pass.adapters().contains(name);
+            match s.copies.iter().find(|(name, _, _)| active(name)) {
+                Some((_, _, copy)) if s.unmerged.is_none() => {
+                    Operand::Trained(copy.value(pass.records()))
+                }
+                _ => Operand::Frozen(s.weight.clone()),
+            }
+        })
+    }
+
+    /// [`BaseTensor::operand`] of a vector, as a value.
+    pub(crate) fn value(&self, pass: &Pass) -> Result<Value> {
+        match self.operand(pass) {
+            Operand::Trained(value) => Ok(value),
+            Operand::Frozen(weight) => Ok(Value::constant(weight.to_f32()?)),
+        }
+    }
+
+    /// Puts `merged` (of the saved orientation, any dtype) in the tensor's place until
+    /// [`BaseTensor::unmerge`]; rounded once to the tensor's dtype.
+    pub(crate) fn merge(&self, merged: &Tensor) -> Result<()> {
+        let before = self.weight();
+        let rounded = merged.to_dtype(self.saved_dtype)?.to_dtype(before.dtype())?;
+        let weight = Weight::from_tensor(&rounded)?;
+        let weight = if before.is_transposed() { weight.transpose() } else { weight };
+        self.write(|s| {
+            s.unmerged.get_or_insert(before);
+            s.weight = weight;
+        });
+        Ok(())
+    }
+
+    /// Merges the sum of what stands here and `delta`, both in the saved orientation.
+    pub(crate) fn merge_sum(&self, delta: &Tensor) -> Result<()> {
+        self.merge(&(self.to_saved()?.to_dtype(DType::F32)? + delta)?)
+    }
+
+    /// Restores exactly what stood here before merging.
+    pub(crate) fn unmerge(&self) {
+        self.write(|s| {
+            if let Some(before) = s.unmerged.take() {
+                s.weight = before;
+            }
+        });
+    }
+
+    fn read<R>(&self, f: impl FnOnce(&State) -> R) -> R {
+        f(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write<R>(&self, f: impl FnOnce(&mut State) -> R) -> R {
+        f(&mut self.state.write().unwrap_or_else(PoisonError::into_inner))
+    }
+}

@@ -1,0 +1,80 @@
+//! The layers that models are made of. Each carries its base tensors and whatever adapters add to
+//! it; an architecture calls `forward` and knows nothing of either.
+
+mod embedding;
+mod linear;
+mod norm;
+mod slots;
+
+use lowrank_autograd::Result;
+
+pub use embedding::Embedding;
+pub use linear::{Linear, LinearKind};
+pub use norm::{Norm, NormKind};
+
+use crate::{BaseTensor, methods::lora::LoraLayer};
+
+/// A layer of any kind, as the list of a model's modules holds it.
+#[derive(Clone, Debug)]
+pub enum Layer {
+    /// `nn.Linear` or transformers' `Conv1D`.
+    Linear(Linear),
+    /// `nn.Embedding`.
+    Embedding(Embedding),
+    /// RMSNorm or LayerNorm.
+    Norm(Norm),
+}
+
+impl Layer {
+    /// Its base tensors.
+    pub fn tensors(&self) -> Vec<&BaseTensor> {
+        match self {
+            Self::Linear(l) => std::iter::once(l.weight()).chain(l.bias()).collect(),
+            Self::Embedding(e) => vec![e.weight()],
+            Self::Norm(n) => std::iter::once(n.weight()).chain(n.bias()).collect(),
+        }
+    }
+
+    /// The low-rank adapter of this name, if the layer has it.
+    pub fn adapter(&self, name: &str) -> Option<LoraLayer> {
+        match self {
+            Self::Linear(l) => l.adapter(name),
+            Self::Embedding(e) => e.adapter(name),
+            Self::Norm(_) => None,
+        }
+    }
+
+    /// Takes an adapter and its copies of base tensors out.
+    pub fn remove_adapter(&self, name: &str) {
+        match self {
+            Self::Linear(l) => l.remove_adapter(name),
+            Self::Embedding(e) => e.remove_adapter(name),
+            Self::Norm(_) => {}
+        }
+        self.tensors().iter().for_each(|t| t.remove_copy(name));
+    }
+
+    /// Puts the adapter's copies in the place of base tensors and adds its low-rank change.
+    pub(crate) fn merge(&self, name: &str) -> Result<()> {
+        for tensor in self.tensors() {
+            if let Some((_, copy)) = tensor.copy_of(name) {
+                tensor.merge(&copy.data())?;
+            }
+        }
+        match self {
+            Self::Linear(l) => l.merge(name),
+            Self::Embedding(e) => e.merge(name),
+            Self::Norm(_) => Ok(()),
+        }
+    }
+
+    /// Restores the base tensors exactly.
+    pub(crate) fn unmerge(&self) {
+        self.tensors().iter().for_each(|t| t.unmerge());
+        match self {
+            Self::Linear(l) => l.unmerge(),
+            Self::Embedding(e) => e.unmerge(),
+            Self::Norm(_) => {}
+        }
+    }
+}

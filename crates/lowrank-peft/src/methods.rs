@@ -1,0 +1,3 @@
+//! Adapter methods, one file for each of PEFT's `peft_type`s.
+
+pub mod lora;

@@ -1,0 +1,80 @@
+//! A model's modules by name, in definition order.
+
+use lowrank_autograd::Parameter;
+
+use crate::layers::{Layer, LinearKind};
+
+/// One module: a layer, or a container of modules.
+#[derive(Clone, Debug)]
+pub struct Module {
+    /// Dotted path below the model, without `base_model.model.`.
+    pub path: String,
+    /// The layer; `None` for a container.
+    pub layer: Option<Layer>,
+}
+
+/// All modules of a model, containers before what they hold.
+#[derive(Clone, Debug, Default)]
+pub struct Modules {
+    list: Vec<Module>,
+}
+
+impl Modules {
+    /// Adds a layer and those of its containers that aren't there yet.
+    pub fn push(&mut self, path: &str, layer: Layer) {
+        for (dot, _) in path.match_indices('.') {
+            let container = &path[..dot];
+            if !self.list.iter().rev().any(|m| m.path == container) {
+                self.list.push(Module { path: container.to_owned(), layer: None });
+            }
+        }
+        self.list.push(Module { path: path.to_owned(), layer: Some(layer) });
+    }
+
+    /// All modules in definition order.
+    pub fn iter(&self) -> impl Iterator<Item = &Module> {
+        self.list.iter()
+    }
+
+    /// The layers, with their paths.
+    pub fn layers(&self) -> impl Iterator<Item = (&str, &Layer)> {
+        self.list.iter().filter_map(|m| Some((m.path.as_str(), m.layer.as_ref()?)))
+    }
+
+    /// The layer at a path.
+    pub fn layer(&self, path: &str) -> Option<&Layer> {
+        self.layers().find(|(own, _)| *own == path).map(|(_, layer)| layer)
+    }
+
+    /// Everything that `adapter` trains, under its names in the adapter file.
+    pub fn parameters_of(&self, adapter: &str) -> Vec<Parameter> {
+        let mut found = Vec::new();
+        for (_, layer) in self.layers() {
+            if let Some(lora) = layer.adapter(adapter) {
+                found.extend(lora.parameters().cloned());
+            }
+            let copies = layer.tensors().into_iter().filter_map(|t| t.copy_of(adapter));
+            found.extend(copies.map(|(_, copy)| copy));
+        }
+        found
+    }
+
+    /// Elements of the base model's tensors; tied ones count once.
+    pub fn base_elements(&self) -> usize {
+        let tensors = self.layers().flat_map(|(_, layer)| layer.tensors());
+        tensors.filter(|t| t.tied_to().is_none()).map(|t| t.weight().elem_count()).sum()
+    }
+}
+
+impl Module {
+    /// The class name that transformers would show, as far as matching cares.
+    pub fn class(&self) -> &'static str {
+        match &self.layer {
+            None => "Module",
+            Some(Layer::Linear(l)) if l.kind() == LinearKind::Conv1D => "Conv1D",
+            Some(Layer::Linear(_)) => "Linear",
+            Some(Layer::Embedding(_)) => "Embedding",
+            Some(Layer::Norm(_)) => "Norm",
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! LLaMA-Factory's `lora_target: all`, which isn't PEFT's all-linear.
+
+use super::resolve::last_part;
+use super::{ModuleInfo, ModuleKind};
+
+/// The names that `lora_target: all` stands for: the last part of the path of every Linear module,
+/// each once, in the model's order. Paths that contain `lm_head` are skipped (`output_layer` in
+/// chatglm, `output` in internlm2), and those that contain one of `frozen`: a multimodal model's
+/// projector and vision tower. Conv1D modules don't count, as their class isn't called Linear.
+pub fn llamafactory_all(modules: &[ModuleInfo], model_type: &str, frozen: &[&str]) -> Vec<String> {
+    let head: &[&str] = match model_type {
+        "chatglm" => &["lm_head", "output_layer"],
+        "internlm2" => &["lm_head", "output"],
+        _ => &["lm_head"],
+    };
+    let skipped = |path: &str| head.iter().chain(frozen).any(|part| path.contains(part));
+    let mut names: Vec<String> = Vec::new();
+    for module in modules {
+        let name = last_part(&module.path);
+        if module.kind == ModuleKind::Linear
+            && !skipped(&module.path)
+            && !names.iter().any(|known| known == name)
+        {
+            names.push(name.to_owned());
+        }
+    }
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn module(path: &str, kind: ModuleKind) -> ModuleInfo {
+        ModuleInfo { path: path.to_owned(), kind }
+    }
+
+    #[test]
+    fn names_of_linear_layers_but_the_head() {
+        let modules = [
+            module("transformer.embedding", ModuleKind::Embedding),
+            module("transformer.layers.0.query_key_value", ModuleKind::Linear),
+            module("transformer.layers.0.mlp", ModuleKind::Container),
+            module("transformer.layers.0.mlp.dense", ModuleKind::Linear),
+            module("transformer.layers.1.mlp.dense", ModuleKind::Linear),
+            module("transformer.layers.1.mlp.c_fc", ModuleKind::Conv1D),
+            module("vision_tower.fc1", ModuleKind::Linear),
+            module("transformer.output_layer", ModuleKind::Linear),
+            module("lm_head", ModuleKind::Linear),
+            module("score", ModuleKind::Linear),
+        ];
+        let all = |model_type, frozen: &[&str]| llamafactory_all(&modules, model_type, frozen);
+        let common = ["query_key_value", "dense"];
+        assert_eq!(all("chatglm", &["vision_tower"]), [&common[..], &["score"]].concat());
+        assert_eq!(all("llama", &[]), [&common[..], &["fc1", "output_layer", "score"]].concat());
+    }
+}

@@ -1,0 +1,138 @@
+//! Keys that say what is trained and by which method.
+
+use super::{Key, Kind, Range, here, ignored, later};
+
+const WITH_BADAM: &str = "read only with `use_badam`";
+const WITH_GALORE: &str = "read only with `use_galore`";
+const WITH_APOLLO: &str = "read only with `use_apollo`";
+const WITH_FREEZE: &str = "read only with `finetuning_type: freeze`";
+const WITH_OFT: &str = "read only with `finetuning_type: oft`";
+const NO_MEDIA: &str = "text models have no vision tower";
+
+pub(super) static KEYS: &[Key] = &[
+    here(
+        "additional_target",
+        Kind::Names,
+        "-",
+        "modules trained in full and saved with the adapter",
+    )
+    .or(&["modules_to_save"]),
+    ignored("apollo_layerwise", Kind::Switch, "false", "update per layer", WITH_APOLLO),
+    ignored("apollo_proj", Kind::Text, "random", "random or svd", WITH_APOLLO),
+    ignored("apollo_proj_type", Kind::Text, "std", "std, right or left", WITH_APOLLO),
+    ignored("apollo_rank", Kind::Whole(1), "16", "projection rank", WITH_APOLLO),
+    ignored("apollo_scale", Kind::Number(Range::Finite), "32.0", "gradient scale", WITH_APOLLO),
+    ignored("apollo_scale_front", Kind::Switch, "false", "limiter before scaling", WITH_APOLLO),
+    ignored("apollo_scale_type", Kind::Text, "channel", "channel or tensor", WITH_APOLLO),
+    ignored("apollo_target", Kind::Names, "all", "modules", WITH_APOLLO),
+    ignored("apollo_update_interval", Kind::Whole(1), "200", "refresh steps", WITH_APOLLO),
+    ignored(
+        "asft_alpha",
+        Kind::Number(Range::Finite),
+        "0.1",
+        "weight",
+        "read only with `use_asft_loss`",
+    ),
+    ignored("badam_mask_mode", Kind::Text, "adjacent", "adjacent or scatter", WITH_BADAM),
+    ignored("badam_mode", Kind::Text, "layer", "layer or ratio", WITH_BADAM),
+    ignored("badam_start_block", Kind::Whole(0), "-", "first block", WITH_BADAM),
+    ignored("badam_switch_interval", Kind::Whole(-1), "50", "steps per block", WITH_BADAM),
+    ignored("badam_switch_mode", Kind::Text, "ascending", "order of blocks", WITH_BADAM),
+    ignored("badam_update_ratio", Kind::Number(Range::UpToOne), "0.05", "share", WITH_BADAM),
+    ignored("badam_verbose", Kind::Whole(0), "0", "how much is printed", WITH_BADAM),
+    later("compute_accuracy", Kind::Switch, "false", "token accuracy at evaluation"),
+    here("create_new_adapter", Kind::Switch, "false", "merge all given adapters, start a new one"),
+    here("disable_shuffling", Kind::Switch, "false", "take the rows in their order"),
+    ignored(
+        "eaft_alpha",
+        Kind::Number(Range::Finite),
+        "1.0",
+        "exponent",
+        "read only with `use_eaft_loss`",
+    ),
+    later(
+        "early_stopping_steps",
+        Kind::Whole(1),
+        "-",
+        "stop after so many evaluations without gain",
+    ),
+    here(
+        "finetuning_type",
+        Kind::OneOf { here: &["lora"], later: &["oft", "freeze", "full"] },
+        "lora",
+        "what is trained: adapters, some layers, or all",
+    ),
+    ignored("freeze_extra_modules", Kind::Names, "-", "modules outside the layers", WITH_FREEZE),
+    ignored("freeze_language_model", Kind::Switch, "false", "freeze the text model", NO_MEDIA),
+    ignored("freeze_multi_modal_projector", Kind::Switch, "true", "freeze the projector", NO_MEDIA),
+    ignored("freeze_trainable_layers", Kind::Whole(i64::MIN), "2", "layers trained", WITH_FREEZE),
+    ignored("freeze_trainable_modules", Kind::Names, "all", "modules in those layers", WITH_FREEZE),
+    ignored("freeze_vision_tower", Kind::Switch, "true", "freeze the encoder", NO_MEDIA),
+    ignored("galore_layerwise", Kind::Switch, "false", "update per layer", WITH_GALORE),
+    ignored("galore_proj_type", Kind::Text, "std", "projection", WITH_GALORE),
+    ignored("galore_rank", Kind::Whole(1), "16", "projection rank", WITH_GALORE),
+    ignored("galore_scale", Kind::Number(Range::Finite), "2.0", "update scale", WITH_GALORE),
+    ignored("galore_target", Kind::Names, "all", "modules", WITH_GALORE),
+    ignored("galore_update_interval", Kind::Whole(1), "200", "refresh steps", WITH_GALORE),
+    ignored(
+        "include_effective_tokens_per_second",
+        Kind::Switch,
+        "false",
+        "one more metric",
+        "the log always has tokens per second",
+    ),
+    here(
+        "lora_alpha",
+        Kind::Number(Range::Positive),
+        "-",
+        "numerator of the scale; default 2 * lora_rank",
+    ),
+    here("lora_dropout", Kind::Number(Range::BelowOne), "0", "dropout before A"),
+    here("lora_rank", Kind::Whole(1), "8", "rank of the adapters, PEFT's `r`").or(&["lora_r", "r"]),
+    here(
+        "lora_target",
+        Kind::Names,
+        "all",
+        "modules that get adapters: names, `all`, `all-linear`, or a regex of the full path",
+    )
+    .or(&["target_modules"]),
+    ignored(
+        "loraplus_lr_embedding",
+        Kind::Number(Range::NotNegative),
+        "1e-6",
+        "learning rate of LoRA on embeddings",
+        "read only with `loraplus_lr_ratio`",
+    ),
+    later(
+        "loraplus_lr_ratio",
+        Kind::Number(Range::Positive),
+        "-",
+        "LoRA+: rate of B over rate of A",
+    ),
+    ignored("module_dropout", Kind::Number(Range::BelowOne), "0", "OFT dropout", WITH_OFT),
+    ignored("oft_block_size", Kind::Whole(0), "32", "OFT block size", WITH_OFT),
+    ignored("oft_rank", Kind::Whole(0), "0", "OFT rank", WITH_OFT),
+    ignored("oft_target", Kind::Names, "all", "OFT modules", WITH_OFT),
+    later("pissa_convert", Kind::Switch, "false", "also save PiSSA as plain LoRA"),
+    later("pissa_init", Kind::Switch, "false", "PiSSA initialization"),
+    ignored("pissa_iter", Kind::Whole(-1), "16", "SVD iterations", "read only with `pissa_init`"),
+    here("plot_loss", Kind::Switch, "false", "draw the loss curves"),
+    here("pure_bf16", Kind::Switch, "false", "base weights in bf16; adapters stay f32 here"),
+    here(
+        "stage",
+        Kind::OneOf { here: &["sft"], later: &["pt", "rm", "ppo", "dpo", "kto", "grpo"] },
+        "sft",
+        "the objective",
+    ),
+    later("use_adam_mini", Kind::Switch, "false", "Adam-mini"),
+    later("use_apollo", Kind::Switch, "false", "APOLLO"),
+    later("use_asft_loss", Kind::Switch, "false", "ASFT loss"),
+    later("use_badam", Kind::Switch, "false", "BAdam"),
+    later("use_dft_loss", Kind::Switch, "false", "DFT loss"),
+    later("use_dora", Kind::Switch, "false", "DoRA"),
+    later("use_eaft_loss", Kind::Switch, "false", "EAFT loss"),
+    later("use_galore", Kind::Switch, "false", "GaLore"),
+    later("use_llama_pro", Kind::Switch, "false", "train only the expanded blocks"),
+    later("use_muon", Kind::Switch, "false", "Muon for matrices"),
+    here("use_rslora", Kind::Switch, "false", "scale alpha / sqrt(rank) instead of alpha / rank"),
+];
