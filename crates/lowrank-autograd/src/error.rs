@@ -15,6 +15,8 @@ pub enum Error {
     Dtype { op: &'static str, what: &'static str, found: DType, must_be: &'static str },
     #[error("`{op}`: index {index} at place {place} is outside 0..{len}")]
     Index { op: &'static str, index: usize, place: usize, len: usize },
+    #[error("`{op}`: the dropout probability is {p}; it must be at least 0 and less than 1")]
+    Probability { op: &'static str, p: f32 },
     #[error("the backward pass was asked for a value that no trainable parameter leads to")]
     NothingToDifferentiate,
     #[error("`{op}` was differentiated twice; its saved tensors are gone after the first pass")]

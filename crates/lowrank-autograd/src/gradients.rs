@@ -24,7 +24,7 @@ impl Gradients {
             Some(buffer) => kernels::elementwise::add_assign(buffer, &gradient.contiguous()?)?,
             None => {
                 // A copy of its own: the incoming tensor may share storage with another's.
-                let own = gradient.to_dtype(DType::F32)?.copy()?;
+                let own = gradient.to_dtype(DType::F32)?.force_contiguous()?;
                 self.buffers.insert(id, own);
             }
         }

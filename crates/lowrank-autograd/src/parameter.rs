@@ -40,7 +40,7 @@ impl Parameter {
     /// When the conversion fails.
     pub fn new(name: impl Into<String>, data: &Tensor) -> Result<Self> {
         static IDS: AtomicU64 = AtomicU64::new(0);
-        let data = data.to_dtype(DType::F32)?.contiguous()?.copy()?;
+        let data = data.to_dtype(DType::F32)?.force_contiguous()?;
         Ok(Self(Arc::new(Inner {
             id: ParameterId(IDS.fetch_add(1, Ordering::Relaxed)),
             name: name.into(),
@@ -78,7 +78,7 @@ impl Parameter {
                 must_be: format!("{:?} as `{}` is", place.dims(), self.0.name),
             });
         }
-        *place = data.to_dtype(DType::F32)?.contiguous()?.copy()?;
+        *place = data.to_dtype(DType::F32)?.force_contiguous()?;
         Ok(())
     }
 

@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use crate::{Error, Result};
+
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 
@@ -110,6 +112,19 @@ pub struct Dropout {
 }
 
 impl Dropout {
+    /// An error unless it has a key for each of `rows` rows and a probability in `[0, 1)`.
+    pub(crate) fn check(&self, op: &'static str, rows: usize) -> Result<()> {
+        if !(0.0..1.0).contains(&self.p) {
+            return Err(Error::Probability { op, p: self.p });
+        }
+        if self.rows.len() < rows {
+            let must_be = format!("at least {rows}, one for each row");
+            let (what, found) = ("the number of row keys", vec![self.rows.len()]);
+            return Err(Error::Shape { op, what, found, must_be });
+        }
+        Ok(())
+    }
+
     /// The factors of columns `start..start + out.len()` of a row: 0 or `1 / (1 - p)`.
     pub fn factors(&self, row: usize, start: usize, out: &mut [f32]) {
         let threshold = (f64::from(self.p) * 4_294_967_296.0) as u64;

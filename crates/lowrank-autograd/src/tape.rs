@@ -47,6 +47,18 @@ impl fmt::Debug for Node {
     }
 }
 
+impl Drop for Node {
+    /// Frees a chain of nodes one after another: by recursion a long one would overflow the stack.
+    fn drop(&mut self) {
+        let mut parents = std::mem::take(&mut self.parents);
+        while let Some(parent) = parents.pop() {
+            if let Some(mut node) = parent.and_then(Arc::into_inner) {
+                parents.append(&mut node.parents);
+            }
+        }
+    }
+}
+
 impl Node {
     fn new(parents: Vec<Option<Arc<Node>>>, kind: Kind) -> Arc<Self> {
         static NUMBERS: AtomicU64 = AtomicU64::new(0);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use crate::{
-    Gradients, Result,
+    Error, Gradients, Result,
     tape::{Backward, Node},
 };
 
@@ -43,6 +43,11 @@ impl Value {
 
     pub(crate) fn node(&self) -> Option<&Arc<Node>> {
         self.node.as_ref()
+    }
+
+    /// The same place on the tape, with the tensor laid out row by row as kernels read it.
+    pub(crate) fn contiguous(&self) -> Result<Self> {
+        Ok(Self { data: self.data.contiguous()?, node: self.node.clone() })
     }
 
     /// The same tensor, cut off from the tape.
@@ -96,8 +101,17 @@ impl Value {
     /// `self` is a scalar; a loss that is a sum is divided by choosing `seed`.
     ///
     /// # Errors
-    /// When nothing trainable leads here, or when the pass was already made.
+    /// When `self` isn't one number, when nothing trainable leads here, or when the pass was
+    /// already made.
     pub fn backward(&self, seed: f32, gradients: &mut Gradients) -> Result<()> {
+        if self.data.elem_count() != 1 {
+            return Err(Error::Shape {
+                op: "backward",
+                what: "the value",
+                found: self.dims().to_vec(),
+                must_be: "a single number".to_owned(),
+            });
+        }
         let dy = Tensor::full(seed, self.data.shape(), self.data.device())?;
         crate::tape::backward(self, dy, gradients).map(drop)
     }

@@ -1,6 +1,6 @@
 //! How conversations are written: a LLaMA-Factory template by name, or the model's own.
 
-use crate::conversation::{Conversation, Message};
+use crate::conversation::{Conversation, Message, Role};
 use crate::error::{Result, RowProblem};
 use crate::jinja::JinjaTemplate;
 use crate::options::DataOptions;
@@ -14,8 +14,6 @@ pub(crate) struct Turns {
     pub(crate) pairs: Vec<(Vec<u32>, Vec<u32>)>,
     /// What the template writes after the last answer; never trained.
     pub(crate) tail: Vec<u32>,
-    /// Answers at the beginning that can't be trained.
-    pub(crate) masked_before: usize,
 }
 
 /// A way to write conversations.
@@ -69,6 +67,22 @@ impl Chat {
 
     pub(crate) fn efficient_eos(&self) -> bool {
         self.template().is_some_and(Template::efficient_eos)
+    }
+
+    /// The prompt alone, ready for the model to answer.
+    pub(crate) fn prompt(
+        &self,
+        tokenizer: &Tokenizer,
+        conversation: &Conversation,
+    ) -> Result<Vec<u32>, RowProblem> {
+        match &self.kind {
+            Kind::Slots(template) => {
+                let nothing = Message::new(Role::Assistant, "");
+                Ok(template.oneturn(tokenizer, conversation, &nothing)?.0)
+            }
+            Kind::Jinja(template) => template.prompt(tokenizer, conversation),
+            Kind::None => Err(no_template()),
+        }
     }
 
     /// Every turn with its answer.

@@ -57,23 +57,33 @@ const TAGS: [(&str, Option<&str>); 7] = [
 
 /// Names by role.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Names(IndexMap<&'static str, String>);
+pub struct Names {
+    by_role: IndexMap<&'static str, String>,
+    stated: Vec<&'static str>,
+}
 
 impl Names {
     /// The name that plays `role`, if any.
     #[must_use]
     pub fn get(&self, role: &str) -> Option<&str> {
-        self.0.get(role).map(String::as_str)
+        self.by_role.get(role).map(String::as_str)
     }
 
     fn defaults(known: &[(&'static str, Option<&'static str>)]) -> Self {
-        Self(known.iter().filter_map(|(k, v)| Some((*k, (*v)?.to_owned()))).collect())
+        let by_role = known.iter().filter_map(|(k, v)| Some((*k, (*v)?.to_owned()))).collect();
+        Self { by_role, stated: Vec::new() }
+    }
+
+    /// The roles that the entry itself names.
+    pub(crate) fn stated(&self) -> &[&'static str] {
+        &self.stated
     }
 
     /// The columns that a format of ours takes unless told otherwise.
     #[must_use]
     pub(crate) fn of(pairs: &[(&'static str, &str)]) -> Self {
-        Self(pairs.iter().map(|(k, v)| (*k, (*v).to_owned())).collect())
+        let by_role = pairs.iter().map(|(k, v)| (*k, (*v).to_owned())).collect();
+        Self { by_role, stated: Vec::new() }
     }
 }
 
@@ -216,7 +226,8 @@ impl Reader<'_> {
             match given.get(role) {
                 None | Some(Value::Null) => {}
                 Some(Value::String(name)) => {
-                    names.0.insert(role, name.clone());
+                    names.by_role.insert(role, name.clone());
+                    names.stated.push(role);
                 }
                 Some(other) => {
                     return Err(self.bad(&format!("{key}.{role}"), other, "a name"));

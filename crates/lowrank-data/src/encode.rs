@@ -14,12 +14,13 @@ mod question_answering;
 mod seq2seq;
 mod sft;
 mod tagging;
+mod text_encoder;
 mod truncate;
 
 pub use classification::{LabelSet, ProblemType};
 pub use preference::{JudgedExample, PairExample};
-pub use question_answering::{ContextWindow, QuestionOptions};
-pub use tagging::tag_labels;
+pub use question_answering::{ContextWindow, QuestionEncoder, QuestionOptions};
+pub use text_encoder::TextEncoder;
 
 /// Marks a position that isn't trained; PyTorch's default `ignore_index`.
 pub const IGNORE_INDEX: i32 = -100;

@@ -7,7 +7,7 @@ use serde_json::{Number, Value};
 #[must_use]
 pub fn dumps(value: &Value) -> String {
     let mut out = String::new();
-    Writer { indent: None, separators: (", ", ": "), sort_keys: false }.write(value, 0, &mut out);
+    Writer { indent: None, separators: (", ", ": "), sort_keys: false, ensure_ascii: false }.write(value, 0, &mut out);
     out
 }
 
@@ -15,17 +15,19 @@ pub fn dumps(value: &Value) -> String {
 #[must_use]
 pub fn dumps_indented(value: &Value, indent: usize) -> String {
     let mut out = String::new();
-    let writer = Writer { indent: Some(indent), separators: (",", ": "), sort_keys: false };
+    let writer = Writer { indent: Some(indent), separators: (",", ": "), sort_keys: false, ensure_ascii: false };
     writer.write(value, 0, &mut out);
     out
 }
 
-/// How to write: Python's `indent`, `separators` (between items, after a key) and `sort_keys`.
+/// How to write: Python's `indent`, `separators` (between items, after a key), `sort_keys` and
+/// `ensure_ascii`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Writer<'a> {
     pub(crate) indent: Option<usize>,
     pub(crate) separators: (&'a str, &'a str),
     pub(crate) sort_keys: bool,
+    pub(crate) ensure_ascii: bool,
 }
 
 impl Writer<'_> {
@@ -34,7 +36,7 @@ impl Writer<'_> {
             Value::Null => out.push_str("null"),
             Value::Bool(b) => out.push_str(if *b { "true" } else { "false" }),
             Value::Number(n) => out.push_str(&number(n)),
-            Value::String(text) => quote(text, out),
+            Value::String(text) => self.quote(text, out),
             Value::Array(list) => {
                 self.items(list.iter(), ('[', ']'), depth, out, |item, depth, out| {
                     self.write(item, depth, out);
@@ -46,7 +48,7 @@ impl Writer<'_> {
                     entries.sort_by_key(|(key, _)| *key);
                 }
                 self.items(entries.into_iter(), ('{', '}'), depth, out, |(key, item), depth, out| {
-                    quote(key, out);
+                    self.quote(key, out);
                     out.push_str(self.separators.1);
                     self.write(item, depth, out);
                 });
@@ -83,28 +85,28 @@ impl Writer<'_> {
             out.extend(std::iter::repeat_n(' ', indent * depth));
         }
     }
-}
 
-fn quote(text: &str, out: &mut String) {
-    use std::fmt::Write;
-    out.push('"');
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\u{8}' => out.push_str("\\b"),
-            '\u{c}' => out.push_str("\\f"),
-            c if u32::from(c) < 0x20 => {
-                // Writing into a string can't fail.
-                let _ = write!(out, "\\u{:04x}", u32::from(c));
+    fn quote(&self, text: &str, out: &mut String) {
+        out.push('"');
+        for c in text.chars() {
+            match c {
+                '"' => out.push_str("\\\""),
+                '\\' => out.push_str("\\\\"),
+                '\n' => out.push_str("\\n"),
+                '\r' => out.push_str("\\r"),
+                '\t' => out.push_str("\\t"),
+                '\u{8}' => out.push_str("\\b"),
+                '\u{c}' => out.push_str("\\f"),
+                c if u32::from(c) < 0x20 || self.ensure_ascii && !c.is_ascii() => {
+                    for unit in c.encode_utf16(&mut [0; 2]) {
+                        out.push_str(&format!("\\u{unit:04x}"));
+                    }
+                }
+                c => out.push(c),
             }
-            c => out.push(c),
         }
+        out.push('"');
     }
-    out.push('"');
 }
 
 /// Integers as they are; floats as Python's `repr`, which turns to exponents below 1e-4 and from

@@ -66,6 +66,8 @@ struct Entry {
     observation: Option<Vec<Slot>>,
     function: Option<Vec<Slot>>,
     tool_format: Option<String>,
+    /// Takes the tools' JSON as it stands, in place of the tool style's description.
+    tools: Option<String>,
     #[serde(default)]
     default_system: String,
     #[serde(default)]
@@ -101,6 +103,7 @@ pub struct Template {
     observation: Vec<Slot>,
     function: Vec<Slot>,
     tool_style: ToolStyle,
+    tools: Option<String>,
     default_system: String,
     stop_words: Vec<String>,
     efficient_eos: bool,
@@ -170,6 +173,7 @@ impl Template {
             system: entry.system.unwrap_or_else(|| vec![content()]),
             function,
             tool_style: ToolStyle::from_name(tool_format.as_deref().unwrap_or("default"))?,
+            tools: entry.tools.filter(|_| options.tool_format.is_none()),
             default_system: options.default_system.clone().unwrap_or(entry.default_system),
             stop_words: entry.stop_words,
             efficient_eos: entry.efficient_eos,

@@ -22,9 +22,9 @@ mod text_calls;
 mod xml_calls;
 
 /// A function call: its name and the arguments.
-struct Call {
-    name: String,
-    arguments: Value,
+pub(crate) struct Call {
+    pub(crate) name: String,
+    pub(crate) arguments: Value,
 }
 
 impl Call {
@@ -169,7 +169,7 @@ impl ToolStyle {
     }
 }
 
-fn parse_calls(json: &str) -> Result<Vec<Call>, RowProblem> {
+pub(crate) fn parse_calls(json: &str) -> Result<Vec<Call>, RowProblem> {
     let bad = |message: String| RowProblem::BadFunctionCall { message };
     let value: Value = serde_json::from_str(json).map_err(|e| bad(e.to_string()))?;
     let list = match value {
@@ -198,7 +198,7 @@ fn bare(tool: &Value) -> &Value {
 }
 
 /// The tool as OpenAI wraps it.
-fn wrapped(tool: &Value) -> Value {
+pub(crate) fn wrapped(tool: &Value) -> Value {
     if tool.get("type").and_then(Value::as_str) == Some("function") {
         return tool.clone();
     }

@@ -4,14 +4,24 @@ use std::sync::Arc;
 
 use crate::{Builder, Config, Error, Head, Network, Result, Task};
 
+mod bert;
+mod gpt2;
 mod llama;
 mod mistral;
 mod qwen2;
 mod qwen3;
+mod t5;
 
 /// All architectures.
-pub const ARCHITECTURES: &[Architecture] =
-    &[llama::ENTRY, mistral::ENTRY, qwen2::ENTRY, qwen3::ENTRY];
+pub const ARCHITECTURES: &[Architecture] = &[
+    bert::ENTRY,
+    gpt2::ENTRY,
+    llama::ENTRY,
+    mistral::ENTRY,
+    qwen2::ENTRY,
+    qwen3::ENTRY,
+    t5::ENTRY,
+];
 
 /// How a model does its work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

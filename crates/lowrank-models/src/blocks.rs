@@ -2,5 +2,12 @@
 
 pub mod attention;
 pub mod decoder;
+pub mod encoder;
+pub mod feed_forward;
+pub mod fused_attention;
 pub mod mlp;
+pub mod multi_head;
+pub mod positions;
+pub mod relative_position;
 pub mod rotary;
+pub mod t5_stack;

@@ -5,10 +5,11 @@ use std::{
     cell::{RefCell, RefMut},
     collections::BTreeSet,
     rc::Rc,
+    sync::Arc,
 };
 
 use candle_core::{DType, Device, Tensor};
-use lowrank_autograd::{Key, Weight, random};
+use lowrank_autograd::{Key, Weight, ops, random};
 use lowrank_peft::{
     BaseTensor, Modules,
     layers::{Embedding, Layer, Linear, LinearKind, Norm, NormKind},
@@ -93,9 +94,8 @@ impl Builder {
     /// When a tensor is missing or misshapen.
     pub fn linear(&self, name: &str, input: usize, out: usize, bias: bool) -> Result<Linear> {
         let path = self.join(name);
-        let weight =
-            BaseTensor::new(format!("{path}.weight"), self.tensor(&path, "weight", &[out, input])?);
-        let bias = bias.then(|| self.vector(&path, "bias", out)).transpose()?;
+        let weight = self.matrix(&path, &[out, input])?;
+        let bias = bias.then(|| self.vector(&format!("{path}.bias"), out)).transpose()?;
         Ok(self.register_linear(&path, LinearKind::Linear, weight, bias))
     }
 
@@ -105,28 +105,54 @@ impl Builder {
     /// When a tensor is missing or misshapen.
     pub fn conv1d(&self, name: &str, input: usize, out: usize) -> Result<Linear> {
         let path = self.join(name);
-        let weight = self.tensor(&path, "weight", &[input, out])?.transpose();
-        let weight = BaseTensor::new(format!("{path}.weight"), weight);
-        let bias = self.vector(&path, "bias", out)?;
+        let name = format!("{path}.weight");
+        let weight = self.tensor(&name, &[input, out])?.transpose();
+        let weight = BaseTensor::new(name, weight);
+        let bias = self.vector(&format!("{path}.bias"), out)?;
         Ok(self.register_linear(&path, LinearKind::Conv1D, weight, Some(bias)))
     }
 
     /// A linear layer that reads an embedding's table; its bias, if any, lies at `bias`, a name
-    /// below this place.
+    /// below this place, and starts at zero where the file lacks it.
+    ///
+    /// As in transformers 5, a file that has other numbers than the table's under the layer's own
+    /// name is believed: the layer then isn't tied.
     ///
     /// # Errors
-    /// When the bias is missing or misshapen.
+    /// When a tensor is misshapen.
     pub fn tied_linear(&self, name: &str, table: &Embedding, bias: Option<&str>) -> Result<Linear> {
         let path = self.join(name);
-        let full = format!("{path}.weight");
-        self.built().used.insert(full.clone());
-        let weight = table.weight().tied(full);
-        let out = table.weight().weight().dims().first().copied().unwrap_or_default();
-        let bias = bias.map(|bias| match bias.rsplit_once('.') {
-            Some((module, name)) => self.vector(&self.join(module), name, out),
-            None => self.vector(&self.path, bias, out),
-        });
+        let weight = self.tied_weight(&path, table)?;
+        let out = weight.weight().dims().first().copied().unwrap_or_default();
+        let tied = weight.tied_to().is_some();
+        let bias = bias.map(|bias| self.tied_bias(&path, &self.join(bias), tied, out));
         Ok(self.register_linear(&path, LinearKind::Linear, weight, bias.transpose()?))
+    }
+
+    fn tied_weight(&self, path: &str, table: &Embedding) -> Result<BaseTensor> {
+        let name = format!("{path}.weight");
+        let shared = table.weight().weight();
+        if self.find(&name).is_some() {
+            let own = self.tensor(&name, shared.dims())?;
+            if !same_rows(&own, &shared)? {
+                return Ok(BaseTensor::new(name, own));
+            }
+        }
+        Ok(table.weight().tied(name))
+    }
+
+    /// The bias at `shared`, of which older files hold a copy beside the weight.
+    fn tied_bias(&self, path: &str, shared: &str, tied: bool, out: usize) -> Result<BaseTensor> {
+        let copy = format!("{path}.bias");
+        if !tied && self.find(&copy).is_some() {
+            return self.vector(&copy, out);
+        }
+        let bias = match self.find(shared) {
+            Some(_) => self.vector(shared, out),
+            None => self.fresh_vector(shared.to_owned(), out, 0.0),
+        };
+        self.built().used.insert(copy);
+        bias
     }
 
     /// The linear layer of a task head: where the file lacks it, it starts fresh.
@@ -146,13 +172,29 @@ impl Builder {
         let weight = Tensor::from_vec(weight, (out, input), &Device::Cpu)?;
         let weight = BaseTensor::new(weight_name.clone(), Weight::from_tensor(&weight)?);
         self.built().fresh.push(weight_name);
-        let bias = bias.then(|| {
-            let name = format!("{path}.bias");
-            let zeros = Tensor::zeros(out, DType::F32, &Device::Cpu)?;
-            self.built().fresh.push(name.clone());
-            BaseTensor::vector(name, &Weight::from_tensor(&zeros)?)
-        });
+        let bias = bias.then(|| self.fresh_vector(format!("{path}.bias"), out, 0.0));
         Ok(self.register_linear(&path, LinearKind::Linear, weight, bias.transpose()?))
+    }
+
+    /// The LayerNorm of a task head: where the file lacks it, it starts as the identity.
+    ///
+    /// # Errors
+    /// When a tensor is misshapen, or only the weight is there.
+    pub fn head_layer_norm(&self, name: &str, dim: usize, eps: f64) -> Result<Norm> {
+        let path = self.join(name);
+        let (weight, bias) = (format!("{path}.weight"), format!("{path}.bias"));
+        if self.find(&weight).is_some() {
+            return self.layer_norm(name, dim, eps);
+        }
+        let weight = self.fresh_vector(weight, dim, 1.0)?;
+        let bias = self.fresh_vector(bias, dim, 0.0)?;
+        Ok(self.register_norm(&path, Norm::new(NormKind::Layer, weight, Some(bias), eps)))
+    }
+
+    fn fresh_vector(&self, name: String, len: usize, value: f32) -> Result<BaseTensor> {
+        let data = Tensor::full(value, len, &Device::Cpu)?;
+        self.built().fresh.push(name.clone());
+        Ok(BaseTensor::vector(name, &Weight::from_tensor(&data)?)?)
     }
 
     /// An embedding, `[rows, dim]`.
@@ -161,21 +203,17 @@ impl Builder {
     /// When the table is missing or misshapen.
     pub fn embedding(&self, name: &str, rows: usize, dim: usize) -> Result<Embedding> {
         let path = self.join(name);
-        let weight =
-            BaseTensor::new(format!("{path}.weight"), self.tensor(&path, "weight", &[rows, dim])?);
-        let layer = Embedding::new(weight);
-        self.built().modules.push(&path, Layer::Embedding(layer.clone()));
-        Ok(layer)
+        Ok(self.register_embedding(&path, self.matrix(&path, &[rows, dim])?))
     }
 
-    /// An embedding that reads another one's table under a name of its own.
-    pub fn tied_embedding(&self, name: &str, table: &Embedding) -> Embedding {
+    /// An embedding that reads another one's table under a name of its own, on the terms of
+    /// [`Builder::tied_linear`].
+    ///
+    /// # Errors
+    /// When the file has a table of its own and it is misshapen.
+    pub fn tied_embedding(&self, name: &str, table: &Embedding) -> Result<Embedding> {
         let path = self.join(name);
-        let full = format!("{path}.weight");
-        self.built().used.insert(full.clone());
-        let layer = Embedding::new(table.weight().tied(full));
-        self.built().modules.push(&path, Layer::Embedding(layer.clone()));
-        layer
+        Ok(self.register_embedding(&path, self.tied_weight(&path, table)?))
     }
 
     /// An RMSNorm over `dim` elements.
@@ -196,12 +234,9 @@ impl Builder {
 
     fn norm(&self, kind: NormKind, name: &str, dim: usize, eps: f64) -> Result<Norm> {
         let path = self.join(name);
-        let weight = self.vector(&path, "weight", dim)?;
-        let bias =
-            (kind == NormKind::Layer).then(|| self.vector(&path, "bias", dim)).transpose()?;
-        let layer = Norm::new(kind, weight, bias, eps);
-        self.built().modules.push(&path, Layer::Norm(layer.clone()));
-        Ok(layer)
+        let weight = self.vector(&format!("{path}.weight"), dim)?;
+        let bias = (kind == NormKind::Layer).then(|| self.vector(&format!("{path}.bias"), dim));
+        Ok(self.register_norm(&path, Norm::new(kind, weight, bias.transpose()?, eps)))
     }
 
     /// A dropout at this place.
@@ -221,18 +256,34 @@ impl Builder {
         layer
     }
 
-    fn vector(&self, path: &str, name: &str, len: usize) -> Result<BaseTensor> {
-        let full = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
-        Ok(BaseTensor::vector(full, &self.tensor(path, name, &[len])?)?)
+    fn register_embedding(&self, path: &str, weight: BaseTensor) -> Embedding {
+        let layer = Embedding::new(weight);
+        self.built().modules.push(path, Layer::Embedding(layer.clone()));
+        layer
     }
 
-    fn tensor(&self, path: &str, name: &str, shape: &[usize]) -> Result<Weight> {
-        let full = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
-        let Some(found) = self.find(&full) else {
+    fn register_norm(&self, path: &str, layer: Norm) -> Norm {
+        self.built().modules.push(path, Layer::Norm(layer.clone()));
+        layer
+    }
+
+    fn matrix(&self, path: &str, shape: &[usize]) -> Result<BaseTensor> {
+        let name = format!("{path}.weight");
+        let weight = self.tensor(&name, shape)?;
+        Ok(BaseTensor::new(name, weight))
+    }
+
+    fn vector(&self, name: &str, len: usize) -> Result<BaseTensor> {
+        Ok(BaseTensor::vector(name, &self.tensor(name, &[len])?)?)
+    }
+
+    fn tensor(&self, full: &str, shape: &[usize]) -> Result<Weight> {
+        let Some(found) = self.find(full) else {
             let names: Vec<String> =
-                self.spellings(&full).iter().map(|n| format!("`{n}`")).collect();
+                self.spellings(full).iter().map(|n| format!("`{n}`")).collect();
             let (folder, looked_for) = (self.shared.weights.folder(), names.join(", "));
-            return Err(Error::TensorMissing { folder, name: full, looked_for });
+            let name = full.to_owned();
+            return Err(Error::TensorMissing { folder, name, looked_for });
         };
         let weight = self.shared.weights.get(&found, shape)?;
         self.built().used.insert(found);
@@ -278,6 +329,23 @@ impl Builder {
         let unused = unused.map(str::to_owned).collect();
         (built, unused)
     }
+}
+
+/// Whether two tables hold the same numbers; read piece by piece, as they may be large.
+fn same_rows(a: &Weight, b: &Weight) -> Result<bool> {
+    const ROWS: usize = 1024;
+    let rows = a.dims().first().copied().unwrap_or_default();
+    for start in (0..rows).step_by(ROWS) {
+        let ids: Arc<[u32]> = (start..rows.min(start + ROWS)).map(|row| row as u32).collect();
+        let read = |table| -> Result<Vec<f32>> {
+            let piece = ops::embedding(ops::Rows::Frozen(table), &ids, Vec::new())?;
+            Ok(piece.data().flatten_all()?.to_vec1()?)
+        };
+        if read(a)? != read(b)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Dropout at one place of a model.

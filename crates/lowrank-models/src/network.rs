@@ -40,6 +40,8 @@ pub struct Encoded {
     pub hidden: Value,
     /// Where the sequences lie.
     pub sequences: Sequences,
+    /// The pass that made it: whatever reads `hidden` draws the dropout of these rows from it.
+    pub pass: Pass,
 }
 
 /// What a forward pass may lean on besides its input.
@@ -51,12 +53,37 @@ pub struct Context<'a> {
     pub encoded: Option<&'a Encoded>,
 }
 
+impl<'a> Context<'a> {
+    /// The encoder's output for a decoder that reads `target`.
+    ///
+    /// # Errors
+    /// When there is none, or it has another number of sequences.
+    pub(crate) fn source(&self, target: &Sequences) -> Result<&'a Encoded> {
+        let Some(source) = self.encoded else {
+            return Err(message("the decoder was called without the encoder's output".to_owned()));
+        };
+        let (sources, targets) = (source.sequences.len(), target.len());
+        if sources != targets {
+            return Err(message(format!("{targets} targets were given for {sources} sources")));
+        }
+        Ok(source)
+    }
+}
+
+/// What a block of a decoder keeps of one generation: its own keys and values by sequence, and
+/// those of the encoder's output once they are computed.
+#[derive(Debug)]
+pub(crate) struct BlockCache<'a> {
+    pub(crate) own: &'a mut [KeyValues],
+    pub(crate) cross: &'a mut Option<(Value, Value)>,
+}
+
 /// Keys and values of generation, by layer and sequence.
 #[derive(Clone, Debug)]
 pub struct Cache {
     layers: Vec<Vec<KeyValues>>,
     /// Keys and values of the encoder's output, by layer, once computed.
-    pub(crate) cross: Vec<Option<(Value, Value)>>,
+    cross: Vec<Option<(Value, Value)>>,
 }
 
 impl Cache {
@@ -71,11 +98,14 @@ impl Cache {
         self.layers.get_mut(index).map(Vec::as_mut_slice).unwrap_or_default()
     }
 
-    /// Keeps the sequences at these places, in this order, and drops the others.
-    pub fn retain(&mut self, places: &[usize]) {
-        for layer in &mut self.layers {
-            let kept = places.iter().filter_map(|&p| layer.get_mut(p).map(std::mem::take));
-            *layer = kept.collect();
+    /// The caches of a layer that reads an encoder's output too.
+    ///
+    /// # Errors
+    /// When the cache was made for a model with fewer layers.
+    pub(crate) fn block(&mut self, index: usize) -> Result<BlockCache<'_>> {
+        match (self.layers.get_mut(index), self.cross.get_mut(index)) {
+            (Some(own), Some(cross)) => Ok(BlockCache { own, cross }),
+            _ => Err(message(format!("the cache has no layer {index}"))),
         }
     }
 }
@@ -95,7 +125,6 @@ where
     block(&inputs)
 }
 
-/// The error of a decoder that was called without its encoder's output.
-pub(crate) fn not_encoded() -> Error {
-    candle_core::Error::Msg("the decoder was called without the encoder's output".into()).into()
+fn message(what: String) -> Error {
+    candle_core::Error::Msg(what).into()
 }

@@ -149,6 +149,29 @@ impl Padded {
         Sequences::with_positions(&self.lengths, positions, vec![self.columns; self.rows])
     }
 
+    /// Every place, padding included, as rows that attend to their sequence's real places. In an
+    /// encoder transformers computes padded places too, and some of its heads read them.
+    ///
+    /// # Errors
+    /// When a row's real places aren't next to each other.
+    pub fn every_place(&self) -> Result<Sequences> {
+        let columns = self.columns;
+        let mut real = self.real.iter().peekable();
+        let mut spans = Vec::with_capacity(self.rows);
+        for (row, &length) in self.lengths.iter().enumerate() {
+            let first = real.peek().map_or(0, |&&place| place);
+            let last = real.by_ref().take(length).last().copied().unwrap_or(first);
+            if last + 1 - first != length {
+                let what = format!("attention_mask has a hole in row {row}");
+                return Err(Error::Input(what));
+            }
+            let queries = row * columns..(row + 1) * columns;
+            spans.push(Span { queries, keys: first..last + 1, offset: 0 });
+        }
+        let lengths = vec![columns; self.rows];
+        Ok(Sequences { spans: spans.into(), ..Sequences::packed(&lengths) })
+    }
+
     /// The rows without their padding.
     pub fn rows_of<T: Copy>(&self, values: &[T]) -> Vec<Vec<T>> {
         let mut picked = self.pick(values).into_iter();

@@ -95,7 +95,8 @@ impl BaseTensor {
         Ok(weight.to_tensor()?.to_dtype(self.saved_dtype)?.contiguous()?)
     }
 
-    /// Gives `adapter` a copy to train, of what stands here or of `data`.
+    /// Gives `adapter` a copy to train, of what stands here or of `data`; `name` is the copy's
+    /// in the adapter's file.
     ///
     /// # Errors
     /// Those of the copy.
@@ -103,13 +104,14 @@ impl BaseTensor {
         &self,
         adapter: &str,
         reason: CopyReason,
+        name: String,
         data: Option<&Tensor>,
     ) -> Result<Parameter> {
         let data = match data {
             Some(data) => data.clone(),
             None => self.to_saved()?,
         };
-        let parameter = Parameter::new(self.name.clone(), &data)?;
+        let parameter = Parameter::new(name, &data)?;
         self.write(|s| {
             s.copies.retain(|(name, _, _)| name != adapter);
             s.copies.push((adapter.to_owned(), reason, parameter.clone()));
@@ -123,6 +125,11 @@ impl BaseTensor {
             let found = s.copies.iter().find(|(name, _, _)| name == adapter);
             found.map(|(_, reason, p)| (*reason, p.clone()))
         })
+    }
+
+    /// Whether any adapter has a copy.
+    pub(crate) fn copy_of_any(&self) -> bool {
+        self.read(|s| !s.copies.is_empty())
     }
 
     /// Forgets the copy of `adapter`.

@@ -2,7 +2,11 @@
 
 use lowrank_autograd::Parameter;
 
-use crate::layers::{Layer, LinearKind};
+use crate::{
+    BaseTensor,
+    layers::{Layer, LinearKind},
+    targets::{ModuleInfo, ModuleKind},
+};
 
 /// One module: a layer, or a container of modules.
 #[derive(Clone, Debug)]
@@ -46,6 +50,16 @@ impl Modules {
         self.layers().find(|(own, _)| *own == path).map(|(_, layer)| layer)
     }
 
+    /// What matching needs to know of every module.
+    pub fn infos(&self) -> Vec<ModuleInfo> {
+        self.list.iter().map(|m| ModuleInfo { path: m.path.clone(), kind: m.kind() }).collect()
+    }
+
+    /// All base tensors.
+    pub fn tensors(&self) -> impl Iterator<Item = &BaseTensor> {
+        self.layers().flat_map(|(_, layer)| layer.tensors())
+    }
+
     /// Everything that `adapter` trains, under its names in the adapter file.
     pub fn parameters_of(&self, adapter: &str) -> Vec<Parameter> {
         let mut found = Vec::new();
@@ -61,20 +75,20 @@ impl Modules {
 
     /// Elements of the base model's tensors; tied ones count once.
     pub fn base_elements(&self) -> usize {
-        let tensors = self.layers().flat_map(|(_, layer)| layer.tensors());
-        tensors.filter(|t| t.tied_to().is_none()).map(|t| t.weight().elem_count()).sum()
+        let own = self.tensors().filter(|t| t.tied_to().is_none());
+        own.map(|t| t.weight().elem_count()).sum()
     }
 }
 
 impl Module {
-    /// The class name that transformers would show, as far as matching cares.
-    pub fn class(&self) -> &'static str {
+    /// What the module is, as far as adapters care.
+    pub fn kind(&self) -> ModuleKind {
         match &self.layer {
-            None => "Module",
-            Some(Layer::Linear(l)) if l.kind() == LinearKind::Conv1D => "Conv1D",
-            Some(Layer::Linear(_)) => "Linear",
-            Some(Layer::Embedding(_)) => "Embedding",
-            Some(Layer::Norm(_)) => "Norm",
+            None => ModuleKind::Container,
+            Some(Layer::Linear(l)) if l.kind() == LinearKind::Conv1D => ModuleKind::Conv1D,
+            Some(Layer::Linear(_)) => ModuleKind::Linear,
+            Some(Layer::Embedding(_)) => ModuleKind::Embedding,
+            Some(Layer::Norm(_)) => ModuleKind::Norm,
         }
     }
 }

@@ -80,11 +80,14 @@ pub fn save(
 /// # Errors
 /// [`CheckpointError::Broken`] with the file and what is wrong with it.
 pub fn load(fs: &dyn DurableFs, path: &Path) -> Result<Checkpoint, CheckpointError> {
+    read(fs, path).map_err(|damage| CheckpointError::Broken { path: path.to_owned(), damage })
+}
+
+fn read(fs: &dyn DurableFs, path: &Path) -> Result<Checkpoint, Damage> {
     let mut files = IndexMap::new();
     let step = manifest::verify(fs, path, |name, bytes| {
         files.insert(name.to_owned(), bytes);
-    })
-    .map_err(|damage| CheckpointError::Broken { path: path.to_owned(), damage })?;
+    })?;
     Ok(Checkpoint { step, path: path.to_owned(), files })
 }
 

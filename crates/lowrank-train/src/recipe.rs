@@ -24,7 +24,7 @@ pub use resolve::Notice;
 pub use settings::SettingChange;
 
 use indexmap::IndexMap;
-use keys::Key;
+use keys::{Key, Kind};
 use std::path::Path;
 use yaml::{Node, Value};
 
@@ -84,6 +84,7 @@ impl Recipe {
         let mut entries = entries(yaml::parse(text, &whole)?)?;
         overrides::apply(overrides, &mut entries)?;
         interpolation::expand(&mut entries, variable)?;
+        entries.iter_mut().for_each(|(name, entry)| unquote_map(name, entry));
         let recipe = Self { whole, entries };
         recipe.check_types()?;
         Ok(recipe)
@@ -140,6 +141,18 @@ fn entries(root: Node) -> Result<IndexMap<&'static str, Entry>, RecipeError> {
         entries.insert(known.name, entry);
     }
     Ok(entries)
+}
+
+/// A map may be written as text, as transformers takes it: `lr_scheduler_kwargs: '{"min_lr": 0}'`.
+fn unquote_map(name: &str, entry: &mut Entry) {
+    let is_table = keys::find(name).is_some_and(|key| key.kind == Kind::Table);
+    let Value::Scalar { text, .. } = &entry.node.value else { return };
+    if is_table && text.starts_with('{') {
+        // Text that is no map stays a word, which the key's type then refuses.
+        if let Ok(node) = yaml::parse(text, &entry.at) {
+            entry.node = node.all_at(&entry.at);
+        }
+    }
 }
 
 fn known(spelling: &str, at: &Location) -> Result<&'static Key, RecipeError> {

@@ -1,4 +1,5 @@
-//! A power failure at any operation leaves the old or the new state, and nothing else.
+//! A power failure at any operation leaves the old or the new state, and nothing else; a bit that
+//! flips in a checkpoint is noticed.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "what fails here fails the test")]
 
 #[path = "durable_fault/fault_fs.rs"]
@@ -211,4 +212,26 @@ fn a_disk_that_fills_up_at_any_operation_costs_only_that_save() {
             assert_eq!((newest.step, &newest.files["empty"]), (20, &Vec::new()));
         }
     }
+}
+
+#[test]
+fn every_flipped_bit_is_noticed() {
+    let fs = saved(&[10, 20]);
+    let folder = out().join("checkpoint-20");
+    let write = |file: &str, bytes: &[u8]| {
+        fs.create(&folder.join(file)).and_then(|mut open| open.write(bytes)).unwrap();
+    };
+    for file in ["adapter_model.safetensors", "state.json", checkpoint::MANIFEST] {
+        let whole = fs.read(&folder.join(file)).unwrap();
+        for bit in 0..whole.len() * 8 {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            write(file, &bytes);
+            let search = find_newest(&fs, out()).unwrap();
+            assert_eq!(search.newest.unwrap().step, 10, "{file} bit {bit}");
+            assert_eq!(search.broken.len(), 1, "{file} bit {bit}");
+        }
+        write(file, &whole);
+    }
+    assert_eq!(find_newest(&fs, out()).unwrap().newest.unwrap().step, 20);
 }

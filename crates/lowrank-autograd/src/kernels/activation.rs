@@ -12,7 +12,14 @@ impl Activation {
     /// The function.
     pub(crate) fn of(self, x: f32) -> f32 {
         match self {
-            Self::Relu => x.max(0.0),
+            // Not `max`, which would make 0 of a NaN.
+            Self::Relu => {
+                if x < 0.0 {
+                    0.0
+                } else {
+                    x
+                }
+            }
             Self::Silu => x * sigmoid(x),
             Self::Gelu => 0.5 * x * (1.0 + erf_f32(x * std::f32::consts::FRAC_1_SQRT_2)),
             Self::GeluTanh => 0.5 * x * (1.0 + gelu_inner(x).tanh()),
@@ -35,7 +42,9 @@ impl Activation {
             Self::GeluTanh => {
                 let t = gelu_inner(x).tanh();
                 let inner_slope = GELU_SCALE * (1.0 + 3.0 * GELU_CUBIC * x * x);
-                0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner_slope
+                // Where the first factor is 0, the other may be infinite.
+                let tail = 0.5 * x * (1.0 - t * t);
+                0.5 * (1.0 + t) + if tail == 0.0 { 0.0 } else { tail * inner_slope }
             }
             Self::QuickGelu => swish_slope(x, 1.702),
             Self::Tanh => 1.0 - x.tanh().powi(2),
@@ -62,7 +71,7 @@ fn sigmoid(x: f32) -> f32 {
 /// Derivative of `x·σ(βx)`.
 fn swish_slope(x: f32, beta: f32) -> f32 {
     let s = sigmoid(beta * x);
-    s + beta * x * s * (1.0 - s)
+    s + x * (beta * s * (1.0 - s)) // `beta * x` could overflow
 }
 
 /// `f` of every element.

@@ -1,6 +1,6 @@
 //! Scaled dot-product attention over packed sequences, a block of query rows at a time: scores
-//! exist for [`BLOCK`] rows only, and the backward pass computes them again from the saved
-//! logarithms of the softmax sums (FlashAttention, arXiv:2205.14135, with one pass over the keys).
+//! exist for [`BLOCK`] rows only, and the backward pass computes them again from the saved maximum
+//! and sum of each row's softmax (FlashAttention, arXiv:2205.14135, with one pass over the keys).
 
 use std::ops::Range;
 
@@ -29,11 +29,45 @@ pub(crate) struct Operands<'a> {
     pub(crate) dropout: Option<&'a Dropout>,
 }
 
-/// Output `[n, heads·value_dim]` and, for each head and query row, the logarithm of the sum of
-/// exponentials, `[heads, n]`.
+/// Output `[n, heads·value_dim]` and the softmax of each head and query row, `[heads, n]`.
 pub(crate) struct Forward {
     pub(crate) output: Vec<f32>,
-    pub(crate) log_sums: Vec<f32>,
+    pub(crate) rows: Vec<SoftmaxRow>,
+}
+
+/// What turns the scores `s` of a row into probabilities `exp(s - max)/sum`. As one number,
+/// `max + log(sum)`, the sum would be lost beside a large maximum.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SoftmaxRow {
+    max: f32,
+    sum: f32,
+}
+
+impl SoftmaxRow {
+    /// A row that sees no key: its scores of -∞ become zeros.
+    const EMPTY: Self = Self { max: 0.0, sum: 1.0 };
+
+    /// Turns the scores of a row into probabilities. One that sees nothing becomes zeros; a NaN
+    /// stays one.
+    fn apply(scores: &mut [f32]) -> Self {
+        if scores.iter().all(|&s| s == f32::NEG_INFINITY) {
+            scores.fill(0.0);
+            return Self::EMPTY;
+        }
+        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let mut sum = 0.0;
+        for s in scores.iter_mut() {
+            *s = (*s - max).exp();
+            sum += *s;
+        }
+        scores.iter_mut().for_each(|s| *s /= sum);
+        Self { max, sum }
+    }
+
+    /// The probability of a score, with the bits that [`SoftmaxRow::apply`] gave it.
+    fn probability(self, score: f32) -> f32 {
+        (score - self.max).exp() / self.sum
+    }
 }
 
 /// Gradients of the operands, in their shapes.
@@ -130,10 +164,10 @@ impl<'a> Head<'a> {
         own.factors(self.span.queries.start + row, start, out);
     }
 
-    fn forward(&self) -> (Vec<f32>, Vec<f32>) {
+    fn forward(&self) -> (Vec<f32>, Vec<SoftmaxRow>) {
         let (n, dim) = (self.span.queries.len(), self.of.shape.value_dim);
         let mut output = vec![0.0; n * dim];
-        let mut log_sums = vec![0.0; n];
+        let mut softmax = vec![SoftmaxRow::EMPTY; n];
         let mut block = Vec::new();
         let mut factors = Vec::new();
         for rows in blocks(n) {
@@ -141,9 +175,9 @@ impl<'a> Head<'a> {
             block.resize(rows.len() * columns.len(), 0.0);
             self.scores(&rows, &columns, &mut block);
             for (r, scores) in block.chunks_exact_mut(columns.len().max(1)).enumerate() {
-                let sum = softmax(scores);
-                if let Some(log_sum) = log_sums.get_mut(rows.start + r) {
-                    *log_sum = sum;
+                let row = SoftmaxRow::apply(scores);
+                if let Some(place) = softmax.get_mut(rows.start + r) {
+                    *place = row;
                 }
                 if let Some(dropout) = self.of.dropout {
                     factors.resize(scores.len(), 0.0);
@@ -155,25 +189,8 @@ impl<'a> Head<'a> {
             let to = output.get_mut(rows.start * dim..).unwrap_or_default();
             product(&mut Target::new(to, dim), false, 1.0, p, self.values(&columns));
         }
-        (output, log_sums)
+        (output, softmax)
     }
-}
-
-/// Turns scores into probabilities and returns the logarithm of the sum of their exponentials. A
-/// row that sees nothing becomes zeros.
-fn softmax(scores: &mut [f32]) -> f32 {
-    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    if max == f32::NEG_INFINITY {
-        scores.fill(0.0);
-        return f32::INFINITY;
-    }
-    let mut sum = 0.0;
-    for s in scores.iter_mut() {
-        *s = (*s - max).exp();
-        sum += *s;
-    }
-    scores.iter_mut().for_each(|s| *s /= sum);
-    max + sum.ln()
 }
 
 fn blocks(rows: usize) -> impl Iterator<Item = Range<usize>> {
@@ -195,12 +212,12 @@ fn head_view(
     View::strided(from, rows, dim, stride, 1)
 }
 
-/// Copies (or adds) a head's rows into a packed tensor.
-fn put_head(to: &mut [f32], from: &[f32], first: usize, heads: usize, dim: usize, head: usize) {
+/// Adds a head's rows to a packed tensor: sequences may share keys.
+fn add_head(to: &mut [f32], from: &[f32], first: usize, heads: usize, dim: usize, head: usize) {
     let rows = to.chunks_exact_mut(heads * dim).skip(first);
     for (to, from) in rows.zip(from.chunks_exact(dim.max(1))) {
         if let Some(to) = to.get_mut(head * dim..(head + 1) * dim) {
-            to.copy_from_slice(from);
+            to.iter_mut().zip(from).for_each(|(t, f)| *t += f);
         }
     }
 }
@@ -212,13 +229,13 @@ pub(crate) fn forward(of: Operands<'_>, spans: &[Span], n: usize) -> Forward {
         spans.iter().flat_map(|span| (0..heads).map(move |head| Head { of, span, head })).collect();
     let parts: Vec<_> = tasks.par_iter().map(Head::forward).collect();
     let mut result =
-        Forward { output: vec![0.0; n * heads * dim], log_sums: vec![f32::INFINITY; heads * n] };
-    for (task, (output, log_sums)) in tasks.iter().zip(parts) {
+        Forward { output: vec![0.0; n * heads * dim], rows: vec![SoftmaxRow::EMPTY; heads * n] };
+    for (task, (output, rows)) in tasks.iter().zip(parts) {
         let first = task.span.queries.start;
-        put_head(&mut result.output, &output, first, heads, dim, task.head);
+        add_head(&mut result.output, &output, first, heads, dim, task.head);
         let start = task.head * n + first;
-        if let Some(to) = result.log_sums.get_mut(start..start + log_sums.len()) {
-            to.copy_from_slice(&log_sums);
+        if let Some(to) = result.rows.get_mut(start..start + rows.len()) {
+            to.copy_from_slice(&rows);
         }
     }
     result
@@ -238,7 +255,8 @@ struct GroupGradients {
 #[derive(Clone, Copy)]
 pub(crate) struct Saved<'a> {
     pub(crate) output: &'a [f32],
-    pub(crate) log_sums: &'a [f32],
+    /// `[heads, n]`
+    pub(crate) rows: &'a [SoftmaxRow],
     pub(crate) dy: &'a [f32],
     /// Query rows in all.
     pub(crate) n: usize,
@@ -269,10 +287,10 @@ pub(crate) fn backward(of: Operands<'_>, spans: &[Span], saved: Saved<'_>) -> Ba
     for ((span, kv_head), part) in tasks.iter().zip(parts) {
         let (qs, ks) = (span.queries.start, span.keys.start);
         for (i, q) in part.q.iter().enumerate() {
-            put_head(&mut result.q, q, qs, shape.heads, shape.head_dim, kv_head * group + i);
+            add_head(&mut result.q, q, qs, shape.heads, shape.head_dim, kv_head * group + i);
         }
-        put_head(&mut result.k, &part.k, ks, shape.kv_heads, shape.head_dim, *kv_head);
-        put_head(&mut result.v, &part.v, ks, shape.kv_heads, shape.value_dim, *kv_head);
+        add_head(&mut result.k, &part.k, ks, shape.kv_heads, shape.head_dim, *kv_head);
+        add_head(&mut result.v, &part.v, ks, shape.kv_heads, shape.value_dim, *kv_head);
         if let Some(bias) = &mut result.bias {
             for (i, own) in part.bias.iter().enumerate() {
                 let column = bias.iter_mut().skip(kv_head * group + i).step_by(shape.heads);
@@ -338,19 +356,20 @@ impl Head<'_> {
         let mut dropped = vec![0.0; rows.len() * width];
         let mut factors = vec![1.0; width];
         for r in 0..rows.len() {
-            let row = r * width..(r + 1) * width;
+            let at = r * width..(r + 1) * width;
             let (Some(p), Some(dp), Some(kept)) =
-                (scores.get_mut(row.clone()), dp.get_mut(row.clone()), dropped.get_mut(row))
+                (scores.get_mut(at.clone()), dp.get_mut(at.clone()), dropped.get_mut(at))
             else {
                 continue;
             };
-            let log_sum = saved.log_sums.get(self.head * saved.n + first + r).unwrap_or(&0.0);
+            let row = saved.rows.get(self.head * saved.n + first + r);
+            let row = row.copied().unwrap_or(SoftmaxRow::EMPTY);
             let d = row_dot(saved, first + r, shape, self.head);
             if let Some(dropout) = self.of.dropout {
                 self.factors(dropout, rows.start + r, columns.start, &mut factors);
             }
             for (((p, dp), kept), f) in p.iter_mut().zip(dp).zip(kept).zip(&factors) {
-                let probability = (*p - log_sum).exp();
+                let probability = row.probability(*p);
                 *kept = probability * f;
                 *p = probability;
                 *dp = probability * (*dp * f - d);

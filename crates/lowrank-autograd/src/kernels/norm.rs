@@ -34,6 +34,7 @@ pub(crate) fn forward(
     eps: f64,
     center: Center,
 ) -> Vec<f32> {
+    let columns = columns.max(1); // a slice can't be cut into empty rows
     let mut y = vec![0.0; x.len()];
     let rows = y.par_chunks_mut(columns * ROWS).zip(x.par_chunks(columns * ROWS));
     rows.for_each(|(y, x)| {
@@ -60,6 +61,7 @@ pub(crate) fn input_gradient(
     eps: f64,
     center: Center,
 ) -> Vec<f32> {
+    let columns = columns.max(1);
     let mut dx = vec![0.0; x.len()];
     let inputs = x.par_chunks(columns * ROWS).zip(dy.par_chunks(columns * ROWS));
     dx.par_chunks_mut(columns * ROWS).zip(inputs).for_each(|(dx, (x, dy))| {

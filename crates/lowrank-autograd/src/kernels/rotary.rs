@@ -18,6 +18,9 @@ pub(crate) fn rotate(
     direction: f32,
 ) -> Vec<f32> {
     let mut y = x.to_vec();
+    if y.is_empty() {
+        return y;
+    }
     let angles = cos.par_chunks(half.max(1)).zip(sin.par_chunks(half.max(1)));
     y.par_chunks_mut(heads * dim).zip(angles).for_each(|(row, (cos, sin))| {
         for head in row.chunks_exact_mut(dim) {

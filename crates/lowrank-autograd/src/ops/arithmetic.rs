@@ -2,7 +2,10 @@
 
 use candle_core::Tensor;
 
-use crate::{Result, Value, kernels::check_dims};
+use crate::{
+    Result, Value,
+    kernels::{F32, check_dims, tensor},
+};
 
 /// `a + b`, of one shape.
 ///
@@ -55,13 +58,15 @@ pub fn reshape(x: &Value, shape: &[usize]) -> Result<Value> {
     }))
 }
 
-/// The sum of all elements, a scalar.
+/// The sum of all elements, a scalar; added up in f64.
 ///
 /// # Errors
-/// Those of the tensor library.
+/// When `x` isn't f32.
 pub fn sum_all(x: &Value) -> Result<Value> {
     let shape = x.dims().to_vec();
-    let y = x.data().sum_all()?;
+    let data = x.data().contiguous()?;
+    let sum = F32::of("sum_all", &data)?.iter().map(|&v| f64::from(v)).sum::<f64>();
+    let y = tensor(vec![sum as f32], &[])?;
     Ok(Value::record("sum_all", y, [x], |_| {
         move |dy: Tensor| Ok([Some(dy.broadcast_as(shape)?.contiguous()?)])
     }))

@@ -1,7 +1,7 @@
 //! Attention: `y = softmax(s·q·kᵀ + bias)·v` inside each sequence (arXiv:1706.03762), with
 //! grouped key/value heads (arXiv:2305.13245), causal and sliding windows.
 //!
-//! Saved when any operand trains: `q`, `k`, `v`, the output and one number for each row and head;
+//! Saved when any operand trains: `q`, `k`, `v`, the output and two numbers for each row and head;
 //! never a matrix of scores.
 
 use std::{ops::Range, sync::Arc};
@@ -13,7 +13,7 @@ use crate::{
     kernels::{
         F32,
         attention::{self, Operands, Saved},
-        dims2, tensor,
+        tensor,
     },
 };
 
@@ -82,15 +82,19 @@ pub fn attention(
     dropout: Option<Dropout>,
 ) -> Result<Value> {
     check(q.data(), k.data(), v.data(), bias.map(Value::data), shape, spans)?;
+    dropout.as_ref().map_or(Ok(()), |d| d.check(OP, q.dims()[0]))?;
+    let [q, k, v] = [q.contiguous()?, k.contiguous()?, v.contiguous()?];
+    let bias = bias.map(Value::contiguous).transpose()?;
+    let bias = bias.as_ref();
     let none = Value::constant(tensor(Vec::new(), &[0, shape.heads])?);
     let bias_value = bias.unwrap_or(&none);
     let n = q.dims()[0];
     let done = run(q.data(), k.data(), v.data(), bias.map(Value::data), shape, spans, &dropout)?;
     let output = tensor(done.output, &[n, shape.heads * shape.value_dim])?;
     let has_bias = bias.is_some();
-    Ok(Value::record(OP, output.clone(), [q, k, v, bias_value], |needs| {
-        let [q, k, v, bias] = [q, k, v, bias_value].map(|v| v.data().clone());
-        let (shape, spans, log_sums) = (shape.clone(), Arc::clone(spans), done.log_sums);
+    Ok(Value::record(OP, output.clone(), [&q, &k, &v, bias_value], |needs| {
+        let [q, k, v, bias] = [&q, &k, &v, bias_value].map(|v| v.data().clone());
+        let (shape, spans, rows) = (shape.clone(), Arc::clone(spans), done.rows);
         move |dy: Tensor| {
             let dy = dy.contiguous()?;
             let gradients = {
@@ -105,7 +109,7 @@ pub fn attention(
                     shape: &shape,
                     dropout: dropout.as_ref(),
                 };
-                let saved = Saved { output: &fo, log_sums: &log_sums, dy: &fdy, n };
+                let saved = Saved { output: &fo, rows: &rows, dy: &fdy, n };
                 attention::backward(of, &spans, saved)
             };
             let keep = |needed: bool, g: Vec<f32>, like: &Tensor| {
@@ -142,11 +146,12 @@ impl KeyValues {
 }
 
 /// Attention without gradients over what `caches` (one for each span) hold and the new rows, which
-/// are appended to them first. The spans' `queries` are the new rows; `keys` and `offset` follow
-/// from the caches.
+/// are appended to them first. The spans' `queries` are the new rows, of `k` and `v` too; `keys` and
+/// `offset` follow from the caches. After an error the caches are what they were.
 ///
 /// # Errors
-/// As [`attention`], and when the number of caches isn't that of the spans.
+/// As [`attention`], and when the number of caches isn't that of the spans or a cache was filled
+/// for another shape.
 pub fn attention_cached(
     q: &Tensor,
     k: &Tensor,
@@ -156,32 +161,63 @@ pub fn attention_cached(
     spans: &[Span],
     caches: &mut [KeyValues],
 ) -> Result<Tensor> {
-    check(q, k, v, None, shape, spans)?;
-    let (n, _) = dims2(OP, "the queries", q)?;
     let (kw, vw) = (shape.kv_heads * shape.head_dim, shape.kv_heads * shape.value_dim);
-    let (fq, fk, fv) = (F32::of(OP, q)?, F32::of(OP, k)?, F32::of(OP, v)?);
-    let fb = bias.map(|b| F32::of(OP, b)).transpose()?;
-    let qw = shape.heads * shape.head_dim;
-    let mut output = Vec::with_capacity(n * shape.heads * shape.value_dim);
+    check_caches(q, k, v, bias, shape, spans, caches)?;
+    let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
+    let bias = bias.map(Tensor::contiguous).transpose()?;
+    let (fq, fk, fv) = (F32::of(OP, &q)?, F32::of(OP, &k)?, F32::of(OP, &v)?);
+    let fb = bias.as_ref().map(|b| F32::of(OP, b)).transpose()?;
+    let (qw, yw) = (shape.heads * shape.head_dim, shape.heads * shape.value_dim);
+    let n = q.dims().first().copied().unwrap_or_default();
+    let mut output = vec![0.0; n * yw];
     for (span, cache) in spans.iter().zip(caches) {
-        let rows = &span.queries;
-        let part = |x: &'_ [f32], w: usize| -> Range<usize> {
-            (rows.start * w).min(x.len())..(rows.end * w).min(x.len())
-        };
-        let before = cache.len(kw);
-        cache.append(&fk[part(&fk, kw)], &fv[part(&fv, vw)]);
+        let rows = |width: usize| span.queries.start * width..span.queries.end * width;
+        let (len, before) = (span.queries.len(), cache.len(kw));
+        cache.append(&fk[rows(kw)], &fv[rows(vw)]);
         let of = Operands {
-            q: &fq[part(&fq, qw)],
+            q: &fq[rows(qw)],
             k: &cache.keys,
             v: &cache.values,
             bias: fb.as_deref(),
             shape,
             dropout: None,
         };
-        let one = Span { queries: 0..rows.len(), keys: 0..before + rows.len(), offset: before };
-        output.extend(attention::forward(of, &[one], rows.len()).output);
+        let whole = Span { queries: 0..len, keys: 0..before + len, offset: before };
+        output[rows(yw)].copy_from_slice(&attention::forward(of, &[whole], len).output);
     }
-    tensor(output, &[n, shape.heads * shape.value_dim])
+    tensor(output, &[n, yw])
+}
+
+fn check_caches(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    bias: Option<&Tensor>,
+    shape: &AttentionShape,
+    spans: &[Span],
+    caches: &[KeyValues],
+) -> Result<()> {
+    let wrong = |what, found: Vec<usize>, must_be: String| {
+        Err(Error::Shape { op: OP, what, found, must_be })
+    };
+    if caches.len() != spans.len() {
+        let must_be = format!("{}, one for each span", spans.len());
+        return wrong("the number of caches", vec![caches.len()], must_be);
+    }
+    let new = |span: &Span| Span { keys: span.queries.clone(), offset: 0, ..span.clone() };
+    check(q, k, v, None, shape, &spans.iter().map(new).collect::<Vec<_>>())?;
+    let (kw, vw) = (shape.kv_heads * shape.head_dim, shape.kv_heads * shape.value_dim);
+    for (span, cache) in spans.iter().zip(caches) {
+        let before = cache.len(kw);
+        if cache.keys.len() != before * kw || cache.values.len() != before * vw {
+            let found = vec![cache.keys.len(), cache.values.len()];
+            return wrong("a cache", found, format!("rows of {kw} and {vw} elements"));
+        }
+        let len = span.queries.len();
+        let whole = Span { queries: 0..len, keys: 0..before + len, offset: before };
+        bias.map_or(Ok(()), |bias| check_bias(bias, shape, &whole))?;
+    }
+    Ok(())
 }
 
 fn run(
@@ -215,6 +251,11 @@ fn check(
         let must_be = "a number of query heads that its key/value heads divide".to_owned();
         return wrong("the head counts", vec![shape.heads, shape.kv_heads], must_be);
     }
+    let sizes = [shape.heads, shape.head_dim, shape.value_dim];
+    if sizes.contains(&0) {
+        let must_be = "larger than 0".to_owned();
+        return wrong("the heads' number, width and value width", sizes.to_vec(), must_be);
+    }
     let (n, m) = (q.dims().first().copied(), k.dims().first().copied());
     let widths = [
         ("q", q, n, shape.heads * shape.head_dim),
@@ -228,21 +269,27 @@ fn check(
         }
     }
     for span in spans {
-        let inside = |r: &Range<usize>, n: Option<usize>| r.start <= r.end && Some(r.end) <= n;
-        if !inside(&span.queries, n) || !inside(&span.keys, m) {
-            let found = vec![span.queries.end, span.keys.end];
-            return wrong("a span", found, format!("inside {n:?} queries and {m:?} keys"));
+        let inside = |r: &Range<usize>, n: usize| r.start <= r.end && r.end <= n;
+        let (n, m) = (n.unwrap_or_default(), m.unwrap_or_default());
+        let last = span.offset.checked_add(span.queries.len());
+        if !inside(&span.queries, n) || !inside(&span.keys, m) || last.is_none() {
+            let found = vec![span.queries.start, span.queries.end, span.keys.start, span.keys.end];
+            return wrong("a span", found, format!("inside {n} queries and {m} keys"));
         }
-        if let Some(bias) = bias {
-            let reach = span.keys.len().max(span.offset + span.queries.len());
-            if bias.dims().len() != 2
-                || bias.dims()[1] != shape.heads
-                || bias.dims()[0] < 2 * reach - 1
-            {
-                let must_be = format!("at least [{}, {}]", 2 * reach - 1, shape.heads);
-                return wrong("the bias", bias.dims().to_vec(), must_be);
-            }
-        }
+        bias.map_or(Ok(()), |bias| check_bias(bias, shape, span))?;
     }
     Ok(())
+}
+
+/// An error unless `bias` has an odd number of rows and reaches every distance inside `span`.
+fn check_bias(bias: &Tensor, shape: &AttentionShape, span: &Span) -> Result<()> {
+    let reach = span.keys.len().max(span.offset.saturating_add(span.queries.len()));
+    let least = reach.saturating_mul(2).saturating_sub(1);
+    match bias.dims() {
+        &[rows, heads] if rows >= least && rows % 2 == 1 && heads == shape.heads => Ok(()),
+        found => {
+            let must_be = format!("an odd number of at least {least} rows of {}", shape.heads);
+            Err(Error::Shape { op: OP, what: "the bias", found: found.to_vec(), must_be })
+        }
+    }
 }

@@ -37,7 +37,11 @@ pub fn cross_entropy(logits: &Value, targets: &Arc<[u32]>) -> Result<Value> {
         let z = F32::of(OP, &data)?;
         z.par_chunks(classes.max(1))
             .zip(targets.par_iter())
-            .map(|(z, &t)| log_sum_exp(z) - z.get(t as usize).map_or(0.0, |&v| f64::from(v)))
+            .map(|(z, &t)| {
+                let (max, sum) = exponentials(z);
+                let below = z.get(t as usize).map_or(0.0, |&v| f64::from(max) - f64::from(v));
+                below + sum.ln()
+            })
             .collect()
     };
     let sum = losses.iter().sum::<f64>() as f32;
@@ -50,8 +54,9 @@ pub fn cross_entropy(logits: &Value, targets: &Arc<[u32]>) -> Result<Value> {
             dz.par_chunks_mut(classes.max(1))
                 .zip(z.par_chunks(classes.max(1)).zip(targets.par_iter()))
                 .for_each(|(dz, (z, &t))| {
-                    let log_sum = log_sum_exp(z) as f32;
-                    dz.iter_mut().zip(z).for_each(|(d, z)| *d = scale * (z - log_sum).exp());
+                    let (max, sum) = exponentials(z);
+                    let factor = (f64::from(scale) / sum) as f32;
+                    dz.iter_mut().zip(z).for_each(|(d, z)| *d = factor * (z - max).exp());
                     if let Some(d) = dz.get_mut(t as usize) {
                         *d -= scale;
                     }
@@ -61,9 +66,9 @@ pub fn cross_entropy(logits: &Value, targets: &Arc<[u32]>) -> Result<Value> {
     }))
 }
 
-/// `log Σ exp(z)`, stable for any finite input.
-fn log_sum_exp(z: &[f32]) -> f64 {
+/// The largest element `m` and `Σ exp(z - m)`. Their logarithms aren't added up: beside a large `m`
+/// the sum would be lost.
+fn exponentials(z: &[f32]) -> (f32, f64) {
     let max = z.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = z.iter().map(|v| f64::from((v - max).exp())).sum();
-    f64::from(max) + sum.ln()
+    (max, z.iter().map(|v| f64::from((v - max).exp())).sum())
 }

@@ -11,9 +11,11 @@ use crate::{
 /// Drops elements of `x` `[n, d]`; without a mask, `x` itself.
 ///
 /// # Errors
-/// When `x` isn't an f32 matrix.
+/// When `x` isn't an f32 matrix, or the mask has fewer rows.
 pub fn dropout(x: &Value, mask: Option<&Dropout>) -> Result<Value> {
     let Some(mask) = mask else { return Ok(x.clone()) };
+    let (n, _) = dims2("dropout", "the input", x.data())?;
+    mask.check("dropout", n)?;
     let y = masked(x.data(), mask)?;
     let mask = mask.clone();
     Ok(Value::record("dropout", y, [x], |_| move |dy: Tensor| Ok([Some(masked(&dy, &mask)?)])))

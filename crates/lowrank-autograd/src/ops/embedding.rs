@@ -38,6 +38,13 @@ pub struct LowRankRows {
     pub scale: f32,
 }
 
+impl LowRankRows {
+    fn contiguous(&self) -> Result<Self> {
+        let (a, b) = (self.a.contiguous()?, self.b.contiguous()?);
+        Ok(Self { a, b, scale: self.scale })
+    }
+}
+
 /// Rows `ids` of the table: `[ids.len(), dim]`, f32.
 ///
 /// # Errors
@@ -57,6 +64,7 @@ pub fn embedding(table: Rows<'_>, ids: &Arc<[u32]>, terms: Vec<LowRankRows>) -> 
     let mut y = look_up(table, ids, dim)?;
     let n = ids.len();
     let mut hidden = Vec::with_capacity(terms.len());
+    let terms = terms.iter().map(LowRankRows::contiguous).collect::<Result<Vec<_>>>()?;
     for term in &terms {
         let (r, _) = dims2(OP, "`lora_embedding_A`", term.a.data())?;
         check_dims(OP, "`lora_embedding_A`", term.a.data(), &[r, rows])?;
@@ -105,14 +113,16 @@ fn look_up(table: Rows<'_>, ids: &[u32], dim: usize) -> Result<Vec<f32>> {
             &frozen
         }
     };
+    let memory = weight.matrix(OP)?;
     let mut y = Vec::with_capacity(ids.len() * dim);
     weight.with_elements(|elements| {
         for &id in ids {
-            let row = id as usize * dim..(id as usize + 1) * dim;
+            let start = id as usize * memory.row_stride;
+            let places = (0..dim).map(|column| start + column * memory.column_stride);
             match elements {
-                Elements::F32(w) => y.extend(w.get(row).into_iter().flatten()),
-                Elements::Bf16(w) => y.extend(w.get(row).into_iter().flatten().map(|v| v.to_f32())),
-                Elements::F16(w) => y.extend(w.get(row).into_iter().flatten().map(|v| v.to_f32())),
+                Elements::F32(w) => y.extend(places.map(|i| w.get(i).copied().unwrap_or_default())),
+                Elements::Bf16(w) => y.extend(places.map(|i| w.get(i).map_or(0.0, |v| v.to_f32()))),
+                Elements::F16(w) => y.extend(places.map(|i| w.get(i).map_or(0.0, |v| v.to_f32()))),
             }
         }
     })?;

@@ -49,10 +49,18 @@ pub struct LowRank {
     pub dropout: Option<Dropout>,
 }
 
+impl LowRank {
+    fn contiguous(&self) -> Result<Self> {
+        let (a, b) = (self.a.contiguous()?, self.b.contiguous()?);
+        let bias = self.bias.as_ref().map(Value::contiguous).transpose()?;
+        Ok(Self { a, b, bias, scale: self.scale, dropout: self.dropout.clone() })
+    }
+}
+
 /// `x` `[n, in]`, `bias` `[out]`; returns `[n, out]`.
 ///
 /// # Errors
-/// Shapes that don't fit each other.
+/// Shapes that don't fit each other, a dropout mask with fewer rows than `x`.
 pub fn linear(
     x: &Value,
     matrix: Matrix<'_>,
@@ -61,6 +69,9 @@ pub fn linear(
 ) -> Result<Value> {
     let frozen = frozen(matrix)?;
     check(x, &frozen, bias, &terms)?;
+    let bias = bias.map(Value::contiguous).transpose()?;
+    let bias = bias.as_ref();
+    let terms = terms.iter().map(LowRank::contiguous).collect::<Result<Vec<_>>>()?;
     let x_data = x.data().contiguous()?;
     let (y, hidden) = forward(&x_data, &frozen, bias, &terms)?;
     let trained = match matrix {
@@ -117,6 +128,7 @@ fn check(x: &Value, w: &Weight, bias: Option<&Value>, terms: &[LowRank]) -> Resu
         check_dims(OP, "`lora_B`", term.b.data(), &[out, r])?;
         let bias = term.bias.as_ref();
         bias.map_or(Ok(()), |b| check_dims(OP, "the bias of `lora_B`", b.data(), &[out]))?;
+        term.dropout.as_ref().map_or(Ok(()), |d| d.check(OP, n))?;
     }
     Ok(())
 }

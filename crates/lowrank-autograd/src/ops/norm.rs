@@ -40,6 +40,8 @@ fn normalize(
     let (n, d) = dims2(op, "the input", x.data())?;
     check_dims(op, "the weight", weight.data(), &[d])?;
     bias.map_or(Ok(()), |b| check_dims(op, "the bias", b.data(), &[d]))?;
+    let bias = bias.map(Value::contiguous).transpose()?;
+    let bias = bias.as_ref();
     let (x_data, w_data) = (x.data().contiguous()?, weight.data().contiguous()?);
     let y = {
         let bias = bias.map(|b| F32::of(op, b.data())).transpose()?;

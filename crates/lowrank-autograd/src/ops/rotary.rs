@@ -4,7 +4,7 @@
 use candle_core::Tensor;
 
 use crate::{
-    Result, Value,
+    Error, Result, Value,
     kernels::{F32, check_dims, dims2, rotary as kernel, tensor},
 };
 
@@ -38,6 +38,11 @@ pub fn rotary(x: &Value, head_dim: usize, angles: &Angles, style: RotaryStyle) -
     check_dims(OP, "the angles", &angles.sin, &[n, half])?;
     let heads = width / head_dim.max(1);
     check_dims(OP, "the input", x.data(), &[n, heads * head_dim])?;
+    if 2 * half > head_dim {
+        let must_be = format!("at most [{n}, {}] for heads of {head_dim}", head_dim / 2);
+        let (what, found) = ("the angles", vec![n, half]);
+        return Err(Error::Shape { op: OP, what, found, must_be });
+    }
     let turn = move |x: &Tensor, angles: &Angles, direction: f32| -> Result<Tensor> {
         let x = x.contiguous()?;
         let (cos, sin) = (F32::of(OP, &angles.cos)?, F32::of(OP, &angles.sin)?);
@@ -45,7 +50,7 @@ pub fn rotary(x: &Value, head_dim: usize, angles: &Angles, style: RotaryStyle) -
         let y = kernel::rotate(&x, heads, head_dim, (&cos, &sin), half, style, direction);
         tensor(y, &[n, width])
     };
-    let y = turn(x.data(), angles, 1.0)?;
-    let angles = angles.clone();
+    let angles = Angles { cos: angles.cos.contiguous()?, sin: angles.sin.contiguous()? };
+    let y = turn(x.data(), &angles, 1.0)?;
     Ok(Value::record(OP, y, [x], |_| move |dy: Tensor| Ok([Some(turn(&dy, &angles, -1.0)?)])))
 }

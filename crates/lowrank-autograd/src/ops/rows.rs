@@ -20,8 +20,10 @@ pub fn select_rows(x: &Value, rows: &Arc<[usize]>) -> Result<Value> {
     let from = F32::of(OP, &data)?;
     let mut y = Vec::with_capacity(rows.len() * d);
     for (place, &row) in rows.iter().enumerate() {
-        let outside = Error::Index { op: OP, index: row, place, len: n };
-        y.extend_from_slice(from.get(row * d..(row + 1) * d).ok_or(outside)?);
+        if row >= n {
+            return Err(Error::Index { op: OP, index: row, place, len: n });
+        }
+        y.extend_from_slice(from.get(row * d..(row + 1) * d).unwrap_or_default());
     }
     let rows = Arc::clone(rows);
     Ok(Value::record(OP, tensor(y, &[rows.len(), d])?, [x], |_| {
@@ -44,6 +46,11 @@ pub fn select_rows(x: &Value, rows: &Arc<[usize]>) -> Result<Value> {
 /// When the range lies outside `x`.
 pub fn columns(x: &Value, range: Range<usize>) -> Result<Value> {
     let (n, d) = dims2("columns", "the input", x.data())?;
+    if range.start > range.end || range.end > d {
+        let found = vec![range.start, range.end];
+        let must_be = format!("two ascending numbers up to {d}");
+        return Err(Error::Shape { op: "columns", what: "the range", found, must_be });
+    }
     let y = x.data().narrow(1, range.start, range.len())?.contiguous()?;
     Ok(Value::record("columns", y, [x], |_| {
         move |dy: Tensor| {

@@ -76,7 +76,8 @@ fn pairs(span: &Span) -> impl Iterator<Item = (usize, usize)> {
 /// What `bias` adds to the scores of a head, `[queries, keys]`.
 fn distances(bias: &Tensor, head: usize, span: &Span) -> Result<Tensor> {
     let (rows, _) = bias.dims2()?;
-    let index = |(query, key): (usize, usize)| u32::try_from((rows / 2 + key).checked_sub(query)?).ok();
+    let index =
+        |(query, key): (usize, usize)| u32::try_from((rows / 2 + key).checked_sub(query)?).ok();
     let indices: Option<Vec<u32>> = pairs(span).map(index).collect();
     let indices = indices.ok_or_else(|| Error::Shape {
         op: "attention",

@@ -50,7 +50,14 @@ fn case() -> impl Strategy<Value = Case> {
             let (causal, window, softcap) = options;
             let (heads, scale) = (kv_heads * group, 1.0 / (head_dim as f32).sqrt());
             let shape = AttentionShape {
-                heads, kv_heads, head_dim, value_dim, scale, causal, window, softcap,
+                heads,
+                kv_heads,
+                head_dim,
+                value_dim,
+                scale,
+                causal,
+                window,
+                softcap,
             };
             Case { shape, spans, bias, dropout, seed }
         },
@@ -63,12 +70,15 @@ impl Case {
         let n = self.spans.last().map_or(0, |span| span.queries.end);
         let m = self.spans.last().map_or(0, |span| span.keys.end);
         let longest = self.spans.iter().map(|span| span.keys.len()).max().unwrap_or(0);
-        let mut inputs = normal(self.seed, &[
-            &[n, s.heads * s.head_dim],
-            &[m, s.kv_heads * s.head_dim],
-            &[m, s.kv_heads * s.value_dim],
-            &[2 * longest + 1, s.heads],
-        ]);
+        let mut inputs = normal(
+            self.seed,
+            &[
+                &[n, s.heads * s.head_dim],
+                &[m, s.kv_heads * s.head_dim],
+                &[m, s.kv_heads * s.value_dim],
+                &[2 * longest + 1, s.heads],
+            ],
+        );
         if !self.bias {
             inputs.truncate(3);
         }
@@ -145,7 +155,9 @@ fn packing_changes_nothing_but_the_rows_place() {
     let run = |first: usize, len: usize, spans: &[usize]| {
         let part: Vec<Value> = t
             .iter()
-            .map(|t| Value::constant(t.narrow(0, first, len).expect("rows").contiguous().expect("c")))
+            .map(|t| {
+                Value::constant(t.narrow(0, first, len).expect("rows").contiguous().expect("c"))
+            })
             .collect();
         let y = attend(&part, &shape, &Span::packed(spans).into(), None).expect("attention");
         y.data().to_vec2::<f32>().expect("numbers")

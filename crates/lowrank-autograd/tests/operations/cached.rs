@@ -11,7 +11,16 @@ use super::check::{assert_close, normal};
 
 fn shape(window: Option<usize>, softcap: Option<f32>) -> AttentionShape {
     let (heads, kv_heads, head_dim, value_dim) = (4, 2, 6, 3);
-    AttentionShape { heads, kv_heads, head_dim, value_dim, scale: 0.4, causal: true, window, softcap }
+    AttentionShape {
+        heads,
+        kv_heads,
+        head_dim,
+        value_dim,
+        scale: 0.4,
+        causal: true,
+        window,
+        softcap,
+    }
 }
 
 /// `q`, `k`, `v` of `n` rows for [`shape`], and a bias for 100 distances each way.

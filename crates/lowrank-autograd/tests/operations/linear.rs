@@ -184,6 +184,8 @@ pub(crate) fn temporary_file() -> PathBuf {
 fn a_clone_of_a_weight_keeps_its_file_mapped() {
     let w = normal(1, &[&[3, 2]]).remove(0);
     let weight = Arc::new(weight(&w, Place::File, false)).as_ref().clone();
-    assert_eq!(weight.to_tensor().and_then(|t| Ok(t.to_vec2::<f32>()?)).expect("numbers"),
-        w.to_vec2::<f32>().expect("numbers"));
+    assert_eq!(
+        weight.to_tensor().and_then(|t| Ok(t.to_vec2::<f32>()?)).expect("numbers"),
+        w.to_vec2::<f32>().expect("numbers")
+    );
 }

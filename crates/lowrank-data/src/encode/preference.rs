@@ -3,7 +3,7 @@
 
 use super::truncate::infer_seqlen;
 use super::{Encoder, Example, IGNORE_INDEX, Labels, as_conversation, labels_of, unfit};
-use crate::conversation::{Conversation, Message, Response, Role};
+use crate::conversation::{Conversation, Message, Response};
 use crate::error::RowProblem;
 use crate::formats::Sample;
 
@@ -66,20 +66,23 @@ impl Encoder {
     /// A row that the template refuses.
     pub fn prompt(&self, sample: &Sample) -> Result<Example, RowProblem> {
         let conversation = as_conversation(sample)?;
-        let nothing = Message::new(Role::Assistant, "");
-        let (answer, is_known) = match &conversation.response {
-            Response::Answer(answer) | Response::Judged { answer, .. } => (answer, true),
-            Response::Pair { chosen, .. } => (chosen, true),
-            Response::None => (&nothing, false),
+        let known = match &conversation.response {
+            Response::Answer(answer) | Response::Judged { answer, .. } => Some(answer),
+            Response::Pair { chosen, .. } => Some(chosen),
+            Response::None => None,
         };
-        let (mut prompt, mut answer) = self.prompt_and_answer(&conversation, answer)?;
+        let mut prompt = self.chat.prompt(&self.tokenizer, &conversation)?;
+        let mut answer = match known {
+            Some(answer) => self.prompt_and_answer(&conversation, answer)?.1,
+            None => Vec::new(),
+        };
         let kept = infer_seqlen(prompt.len(), answer.len(), self.options.cutoff_len);
         let cut = prompt.len() + answer.len() - kept.0 - kept.1;
         prompt.truncate(kept.0);
         answer.truncate(kept.1);
         Ok(Example {
             input_ids: prompt,
-            labels: if is_known { Labels::Target(answer) } else { Labels::None },
+            labels: known.map_or(Labels::None, |_| Labels::Target(answer)),
             token_type_ids: None,
             source: conversation.at.clone(),
             cut,

@@ -89,7 +89,7 @@ impl Ids<'_> {
             let Some((source, target)) = turns.pairs.get(place).filter(|_| self.left > 0) else {
                 break;
             };
-            self.turn(index, source, target, turns.masked_before)?;
+            self.turn(index, source, target)?;
         }
         let cut = total - (room - self.left);
         let tail: Vec<u32> = turns.tail.into_iter().take(self.left).collect();
@@ -102,13 +102,7 @@ impl Ids<'_> {
     }
 
     /// `index` counts in the order of taking: with `mask_history`, 0 is the last turn.
-    fn turn(
-        &mut self,
-        index: usize,
-        source: &[u32],
-        target: &[u32],
-        masked_before: usize,
-    ) -> Result<(), RowProblem> {
+    fn turn(&mut self, index: usize, source: &[u32], target: &[u32]) -> Result<(), RowProblem> {
         let options = &self.encoder.options;
         let (s, t) = infer_seqlen(source.len(), target.len(), self.left);
         let source = source.get(..s).unwrap_or(source);
@@ -126,8 +120,7 @@ impl Ids<'_> {
                 *first = *eos;
             }
         }
-        let masked = options.mask_history && index > 0 || index < masked_before;
-        if masked {
+        if options.mask_history && index > 0 {
             labels.extend(std::iter::repeat_n(IGNORE_INDEX, t));
         } else {
             labels.extend(labels_of(target)?);

@@ -46,7 +46,10 @@ impl Template {
         if system.is_empty() && tools.is_empty() {
             return Ok(String::new());
         }
-        let mut tool_text = self.tool_style.tools(tools, self.now)?;
+        let mut tool_text = match &self.tools {
+            Some(slot) if !tools.is_empty() => slot.replacen(CONTENT, tools, 1),
+            _ => self.tool_style.tools(tools, self.now)?,
+        };
         if self.strip_tools_without_system && system.is_empty() {
             tool_text = tool_text.trim_start_matches('\n').to_owned();
         }

@@ -45,3 +45,20 @@ pub(super) fn add_bos_token(class: &str) -> bool {
     let class = class.strip_suffix("Fast").unwrap_or(class);
     matches!(class, "LlamaTokenizer" | "CodeLlamaTokenizer" | "GemmaTokenizer")
 }
+
+/// Whether models of class `class` take `token_type_ids`.
+pub(super) fn uses_type_ids(class: &str) -> bool {
+    let class = class.strip_suffix("Fast").unwrap_or(class);
+    matches!(
+        class,
+        "BertTokenizer"
+            | "ElectraTokenizer"
+            | "MobileBertTokenizer"
+            | "AlbertTokenizer"
+            | "DebertaTokenizer"
+            | "DebertaV2Tokenizer"
+            | "XLNetTokenizer"
+            | "ConvBertTokenizer"
+            | "RoFormerTokenizer"
+    )
+}

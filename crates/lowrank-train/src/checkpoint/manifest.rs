@@ -23,7 +23,7 @@ pub const FORMAT_VERSION: u32 = 1;
 #[non_exhaustive]
 #[expect(missing_docs, reason = "the messages are the documentation")]
 pub enum Damage {
-    #[error("{0}")]
+    #[error(transparent)]
     Io(DurableError),
     #[error("it has no `{MANIFEST}`, so it was never finished or comes from another program")]
     NoManifest,

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::manifest::verify;
 use super::{
-    Checkpoint, CheckpointError, Damage, OUTGOING, UNFINISHED, checkpoint_path, load,
-    outgoing_path, step_of,
+    Checkpoint, Damage, OUTGOING, UNFINISHED, checkpoint_path, outgoing_path, read, step_of,
 };
 use crate::durable::{DurableError, DurableFs};
 
@@ -45,13 +44,10 @@ pub struct Pruned {
 pub fn find_newest(fs: &dyn DurableFs, output_dir: &Path) -> Result<Search, DurableError> {
     let mut broken = Vec::new();
     for step in steps_downwards(fs, output_dir)? {
-        match load(fs, &checkpoint_path(output_dir, step)) {
+        let path = checkpoint_path(output_dir, step);
+        match read(fs, &path) {
             Ok(newest) => return Ok(Search { newest: Some(newest), broken }),
-            Err(CheckpointError::Broken { path, damage }) => {
-                broken.push(BrokenCheckpoint { path, damage });
-            }
-            Err(CheckpointError::Io(error)) => return Err(error),
-            Err(CheckpointError::FileName { .. }) => {} // only saving checks the caller's names
+            Err(damage) => broken.push(BrokenCheckpoint { path, damage }),
         }
     }
     Ok(Search { newest: None, broken })

@@ -1,6 +1,7 @@
 //! What can be wrong with a recipe. Every message says where, what, and what to write instead.
 
 use super::Location;
+use crate::schedule::ScheduleError;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -32,6 +33,9 @@ pub enum RecipeError {
 
     #[error("{at}: {} contradicts {other}: {rule}", one.at_the_place(at))]
     Contradiction { at: Location, one: Box<Setting>, other: Box<Setting>, rule: String },
+
+    #[error("{at}: {why}")]
+    Schedule { at: Location, why: ScheduleError },
 
     #[error("{at}: `{key}: {value}` isn't implemented in this release; {instead}")]
     NotImplemented { at: Location, key: String, value: String, instead: String },

@@ -21,11 +21,6 @@ impl Location {
         Self { origin: Arc::clone(&self.origin), line: Some(line) }
     }
 
-    /// The same origin without its line.
-    pub fn without_line(&self) -> Self {
-        Self { origin: Arc::clone(&self.origin), line: None }
-    }
-
     /// The file's name as it was given, or `command line`.
     pub fn origin(&self) -> &str {
         &self.origin

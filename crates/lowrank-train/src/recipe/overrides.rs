@@ -67,28 +67,9 @@ fn not_a_setting(argument: &str, why: &'static str) -> RecipeError {
 fn value_node(value: &str, at: &Location) -> Node {
     let structured = value.trim_start().starts_with(['[', '{', '"', '\'']);
     match yaml::parse(value, at) {
-        Ok(node) if structured => unplaced(node, at),
+        Ok(node) if structured => node.all_at(at),
         _ => Node::plain(at.clone(), value.trim()),
     }
-}
-
-/// The command line has no lines, so neither have its values.
-fn unplaced(node: Node, at: &Location) -> Node {
-    let value = match node.value {
-        Value::List(items) => {
-            Value::List(items.into_iter().map(|item| unplaced(item, at)).collect())
-        }
-        Value::Map(entries) => Value::Map(
-            entries
-                .into_iter()
-                .map(|(key, node)| {
-                    (yaml::Key { at: at.clone(), text: key.text }, unplaced(node, at))
-                })
-                .collect(),
-        ),
-        scalar @ Value::Scalar { .. } => scalar,
-    };
-    Node { at: at.clone(), value }
 }
 
 fn set(

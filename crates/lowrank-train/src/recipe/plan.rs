@@ -5,7 +5,7 @@
 
 mod schedule;
 
-pub use schedule::{LrScheduler, Ramp, Warmup};
+pub use schedule::{LrScheduler, Warmup};
 
 use super::resolve::Notice;
 use indexmap::IndexMap;

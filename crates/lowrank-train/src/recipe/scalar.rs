@@ -88,7 +88,9 @@ fn whole(value: f64) -> Option<i64> {
 mod tests {
     use super::*;
 
-    #[test] // expected values from PyYAML 6.0.4 with OmegaConf's float pattern
+    /// Expected values from PyYAML 6.0.4 with OmegaConf's pattern for floats. Three differ on
+    /// purpose: `-.5` and `0o17`, words there, are numbers; `1:30`, 90 there, is a word.
+    #[test]
     fn numbers_are_read_as_omegaconf_reads_them() {
         assert_eq!(as_number("1e-4"), Some(1e-4));
         assert_eq!(as_number("1.0e-4"), Some(1e-4));
@@ -102,6 +104,8 @@ mod tests {
         assert_eq!(as_integer("180_000_000"), Some(180_000_000));
         assert_eq!(as_integer("0x10"), Some(16));
         assert_eq!(as_integer("017"), Some(15));
+        assert_eq!(as_integer("0o17"), Some(15));
+        assert_eq!(as_integer("0b11"), Some(3));
         assert_eq!(as_integer("0"), Some(0));
         assert_eq!(as_integer("-1"), Some(-1));
         assert_eq!(as_integer("1e3"), Some(1000));

@@ -93,7 +93,8 @@ impl Recipe {
         Setting { key, value: self.shown(key), at: at.map(|entry| entry.at.clone()) }
     }
 
-    fn place(&self, name: &str) -> Location {
+    /// Where `name` was written, or else the recipe as a whole.
+    pub(super) fn place(&self, name: &str) -> Location {
         self.location(name).cloned().unwrap_or_else(|| self.whole.clone())
     }
 

@@ -44,6 +44,22 @@ impl Node {
         Self { at, value: Value::Scalar { text: text.to_owned(), quoted: false } }
     }
 
+    /// The same value, all of it placed at `at`: for text whose own lines mean nothing.
+    pub(super) fn all_at(self, at: &Location) -> Self {
+        let value = match self.value {
+            Value::List(items) => {
+                Value::List(items.into_iter().map(|item| item.all_at(at)).collect())
+            }
+            Value::Map(entries) => {
+                let key = |key: Key| Key { at: at.clone(), text: key.text };
+                let entries = entries.into_iter().map(|(k, node)| (key(k), node.all_at(at)));
+                Value::Map(entries.collect())
+            }
+            scalar @ Value::Scalar { .. } => scalar,
+        };
+        Self { at: at.clone(), value }
+    }
+
     pub(super) fn is_null(&self) -> bool {
         matches!(&self.value, Value::Scalar { text, quoted: false } if super::scalar::is_null(text))
     }

@@ -97,13 +97,13 @@ impl Curves {
     }
 }
 
-/// The least and greatest of `values`, with some room around them.
-fn range(values: impl Iterator<Item = f64>, room: f64) -> (f64, f64) {
+/// The least and greatest of `values`, with room for `share` of their distance around them, or
+/// for `alone` if there is no distance.
+fn range(values: impl Iterator<Item = f64>, share: f64, alone: f64) -> (f64, f64) {
     let (low, high) =
         values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
-    // A single value, or several equal ones, still need a scale.
-    let width = if high > low { (high - low) * room } else { high.abs().max(1.0) * 0.1 };
-    (low - width, high + width)
+    let room = if high > low { (high - low) * share } else { high.abs().mul_add(0.1, alone) };
+    (low - room, high + room)
 }
 
 fn draw<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, curves: &Curves) -> Result<(), String> {
@@ -123,15 +123,15 @@ fn draw_chart<DB: DrawingBackend>(
     area.draw(&Text::new(title, (SIZE.0 as i32 / 2 + 20, 24), centred))?;
 
     let (x, y) = (
-        range(curves.points().map(|(step, _)| *step), 0.0),
-        range(curves.points().map(|(_, value)| *value), 0.06),
+        range(curves.points().map(|(step, _)| *step), 0.0, 1.0),
+        range(curves.points().map(|(_, value)| *value), 0.06, 1e-9),
     );
     let mut chart = ChartBuilder::on(area)
         .margin(14)
         .margin_top(46)
         .margin_right(28)
         .x_label_area_size(52)
-        .y_label_area_size(78)
+        .y_label_area_size(74)
         .build_cartesian_2d(x.0..x.1, y.0..y.1)?;
     chart
         .configure_mesh()
@@ -144,8 +144,8 @@ fn draw_chart<DB: DrawingBackend>(
         .axis_style(INK)
         .label_style(text(15))
         .axis_desc_style(text(17))
-        .x_label_formatter(&|step| format!("{step}"))
-        .y_label_formatter(&|value| tick(*value, y.1 - y.0))
+        .x_label_formatter(&|step| step_label(*step))
+        .y_label_formatter(&|value| value_label(*value, y))
         .draw()?;
 
     if !curves.training.is_empty() {
@@ -153,6 +153,9 @@ fn draw_chart<DB: DrawingBackend>(
             .draw_series(LineSeries::new(curves.training.iter().copied(), PALE_BLUE))?
             .label(curves.label())
             .legend(|(x, y)| PathElement::new([(x, y), (x + 26, y)], PALE_BLUE.stroke_width(2)));
+        if let [alone] = curves.training[..] {
+            chart.draw_series([Circle::new(alone, 4, BLUE.filled())])?;
+        }
         let line = BLUE.stroke_width(3);
         chart
             .draw_series(LineSeries::new(curves.smoothed.iter().copied(), line))?
@@ -177,10 +180,21 @@ fn draw_chart<DB: DrawingBackend>(
         .draw()
 }
 
-/// A label with as many digits as a scale of this width needs.
-fn tick(value: f64, width: f64) -> String {
-    let places = (1.0 - width.log10().floor()).clamp(0.0, 12.0) as usize;
-    format!("{value:.places$}")
+/// Steps are whole; a grid line between two of them has no label.
+fn step_label(step: f64) -> String {
+    if step.fract() == 0.0 { step.to_string() } else { String::new() }
+}
+
+/// A label with as many digits as tell the grid lines of this range apart.
+fn value_label(value: f64, (low, high): (f64, f64)) -> String {
+    let (size, width) = (low.abs().max(high.abs()), high - low);
+    if (1e-2..1e6).contains(&size) {
+        let places = (1.0 - width.log10().floor()).clamp(0.0, 12.0) as usize;
+        format!("{value:.places$}")
+    } else {
+        let places = (1.0 + (size / width).log10().ceil()).clamp(1.0, 12.0) as usize;
+        format!("{value:.places$e}")
+    }
 }
 
 fn register_font() -> Result<(), String> {
@@ -189,11 +203,14 @@ fn register_font() -> Result<(), String> {
 }
 
 fn write_png(curves: &Curves, path: &Path) -> Result<(), ReportError> {
-    // The backend writes the file itself, and goes by the ending of its name.
-    let unfinished = path.with_extension("tmp.png");
+    // The backend writes a file itself, unsynced, and goes by the ending of its name.
+    let unfinished = path.with_extension("unfinished.png");
     let drawn = draw(&BitMapBackend::new(&unfinished, SIZE).into_drawing_area(), curves);
-    drawn.map_err(|reason| ReportError::Plot { path: path.to_owned(), reason })?;
-    Ok(RealFs.rename(&unfinished, path)?)
+    let bytes = drawn
+        .map_err(|reason| ReportError::Plot { path: path.to_owned(), reason })
+        .and_then(|()| Ok(RealFs.read(&unfinished)?));
+    RealFs.remove(&unfinished)?;
+    Ok(write_replace(&RealFs, path, &bytes?)?)
 }
 
 fn write_svg(curves: &Curves, path: &Path) -> Result<(), ReportError> {

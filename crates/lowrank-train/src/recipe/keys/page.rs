@@ -73,7 +73,10 @@ fn wrapped(names: &[&str], width: usize) -> Vec<String> {
                 line.push_str(", ");
                 line.push_str(name);
             }
-            _ => lines.push((*name).to_owned()),
+            last => {
+                last.into_iter().for_each(|line| line.push(','));
+                lines.push((*name).to_owned());
+            }
         }
     }
     lines

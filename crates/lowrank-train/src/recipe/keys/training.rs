@@ -75,7 +75,7 @@ pub(super) static KEYS: &[Key] = &[
         "tokens are always counted",
     ),
     later("label_smoothing_factor", Kind::Number(Range::BelowOne), "0", "smoothed loss"),
-    here("learning_rate", Kind::Number(Range::Positive), "5e-5", "peak learning rate"),
+    here("learning_rate", Kind::Number(Range::NotNegative), "5e-5", "peak learning rate"),
     later("load_best_model_at_end", Kind::Switch, "false", "end with the best checkpoint"),
     here("logging_first_step", Kind::Switch, "false", "log step 1 too"),
     ignored(
@@ -90,24 +90,7 @@ pub(super) static KEYS: &[Key] = &[
     here("lr_scheduler_kwargs", Kind::Table, "{}", "parameters of the schedule"),
     here(
         "lr_scheduler_type",
-        Kind::OneOf {
-            here: &[
-                "linear",
-                "cosine",
-                "cosine_with_min_lr",
-                "constant",
-                "constant_with_warmup",
-                "inverse_sqrt",
-                "warmup_stable_decay",
-            ],
-            later: &[
-                "cosine_with_restarts",
-                "polynomial",
-                "reduce_lr_on_plateau",
-                "cosine_warmup_with_min_lr",
-                "greedy",
-            ],
-        },
+        Kind::OneOf { here: &crate::schedule::NAMES, later: &["greedy", "reduce_lr_on_plateau"] },
         "linear",
         "schedule of the learning rate",
     ),

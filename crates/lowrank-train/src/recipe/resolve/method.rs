@@ -125,7 +125,7 @@ impl Recipe {
             (Ok(Some(false)), _) => Ok(InitLoraWeights::Random),
             (_, "gaussian") => Ok(InitLoraWeights::Gaussian),
             (_, word) if LATER_INITS.iter().any(|later| word.starts_with(later)) => {
-                Err(self.not_yet("init_lora_weights", "what works is true, false, `gaussian`"))
+                Err(self.not_yet("init_lora_weights", "write true, false or `gaussian`"))
             }
             _ => Err(self.bad("init_lora_weights", "true, false or `gaussian`")),
         }

@@ -1,10 +1,9 @@
 //! The steps' part of a plan: duration, schedule, optimizer, and where the run begins.
 
 use super::is_word;
-use crate::recipe::plan::{AdamW, Duration, LrScheduler, Ramp, Resume, TrainPlan, Warmup};
+use crate::recipe::plan::{AdamW, Duration, LrScheduler, Resume, TrainPlan, Warmup};
 use crate::recipe::{Recipe, RecipeError};
-use indexmap::IndexMap;
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 
 impl Recipe {
     pub(super) fn train(&self) -> Result<TrainPlan, RecipeError> {
@@ -77,109 +76,21 @@ impl Recipe {
         }
     }
 
+    /// Tried out here, so that a schedule and parameters that don't go together are an error of
+    /// the recipe and not of the run; the number of steps has no part in that.
     fn lr_scheduler(&self) -> Result<LrScheduler, RecipeError> {
-        let name: String = self.get("lr_scheduler_type")?;
-        let mut given = self.scheduler_arguments()?;
-        let scheduler = match name.as_str() {
-            "linear" => LrScheduler::Linear,
-            "cosine" => LrScheduler::Cosine { num_cycles: given.cycles()? },
-            "cosine_with_min_lr" => LrScheduler::CosineWithMinLr {
-                num_cycles: given.cycles()?,
-                min_lr_rate: given.min_lr_rate()?,
-            },
-            // transformers passes these two nothing, so what is given for them has no effect.
-            "constant" => LrScheduler::Constant,
-            "constant_with_warmup" => LrScheduler::ConstantWithWarmup,
-            "inverse_sqrt" => LrScheduler::InverseSqrt { timescale: given.steps("timescale", 1)? },
-            "warmup_stable_decay" => LrScheduler::WarmupStableDecay {
-                num_stable_steps: given.steps("num_stable_steps", 0)?,
-                num_decay_steps: given.steps("num_decay_steps", 0)?,
-                warmup_type: given.ramp("warmup_type", Ramp::Linear)?,
-                decay_type: given.ramp("decay_type", Ramp::Cosine)?,
-                min_lr_ratio: given.share("min_lr_ratio")?.unwrap_or(0.0),
-                num_cycles: given.cycles()?,
-            },
-            _ => return Err(self.bad("lr_scheduler_type", "the name of a schedule")),
-        };
-        given.nothing_left()?;
-        Ok(scheduler)
-    }
-
-    fn scheduler_arguments(&self) -> Result<SchedulerArguments<'_>, RecipeError> {
         let given: Option<Json> = self.opt("lr_scheduler_kwargs")?;
-        let mut values = IndexMap::new();
+        let mut lr_scheduler_kwargs = Map::new();
         if let Some(Json::Object(map)) = given {
-            values.extend(map.into_iter().filter(|(_, value)| !value.is_null()));
+            lr_scheduler_kwargs.extend(map.into_iter().filter(|(_, value)| !value.is_null()));
         }
-        Ok(SchedulerArguments { recipe: self, values })
-    }
-}
-
-/// The entries of `lr_scheduler_kwargs` that no parameter has taken yet.
-struct SchedulerArguments<'a> {
-    recipe: &'a Recipe,
-    values: IndexMap<String, Json>,
-}
-
-impl SchedulerArguments<'_> {
-    fn take<T>(
-        &mut self,
-        name: &str,
-        must_be: &str,
-        read: impl Fn(&Json) -> Option<T>,
-    ) -> Result<Option<T>, RecipeError> {
-        match self.values.shift_remove(name) {
-            None => Ok(None),
-            Some(value) => match read(&value) {
-                Some(read) => Ok(Some(read)),
-                None => Err(self.bad(format!("a map in which `{name}` is {must_be}"))),
-            },
+        let lr_scheduler_type = self.get("lr_scheduler_type")?;
+        let scheduler = LrScheduler { lr_scheduler_type, lr_scheduler_kwargs };
+        let kwargs = self.is_set("lr_scheduler_kwargs");
+        let key = if kwargs { "lr_scheduler_kwargs" } else { "lr_scheduler_type" };
+        match scheduler.schedule(self.get("learning_rate")?, Warmup::Steps(0), 1000) {
+            Ok(_) => Ok(scheduler),
+            Err(why) => Err(RecipeError::Schedule { at: self.place(key), why }),
         }
-    }
-
-    fn bad(&self, must_be: impl Into<String>) -> RecipeError {
-        self.recipe.bad("lr_scheduler_kwargs", must_be)
-    }
-
-    fn cycles(&mut self) -> Result<f64, RecipeError> {
-        let read = |value: &Json| value.as_f64().filter(|value| *value >= 0.0);
-        Ok(self.take("num_cycles", "a number, 0 or more", read)?.unwrap_or(0.5))
-    }
-
-    fn share(&mut self, name: &str) -> Result<Option<f64>, RecipeError> {
-        let read = |value: &Json| value.as_f64().filter(|value| (0.0..=1.0).contains(value));
-        self.take(name, "a number from 0 to 1", read)
-    }
-
-    fn steps(&mut self, name: &str, least: u64) -> Result<Option<u64>, RecipeError> {
-        let read = |value: &Json| value.as_u64().filter(|value| *value >= least);
-        self.take(name, "a whole number of steps", read)
-    }
-
-    fn ramp(&mut self, name: &str, default: Ramp) -> Result<Ramp, RecipeError> {
-        let ramps = [Ramp::Linear, Ramp::Cosine, Ramp::OneMinusSqrt];
-        let read =
-            |value: &Json| ramps.into_iter().find(|ramp| value.as_str() == Some(ramp.name()));
-        Ok(self.take(name, "`linear`, `cosine` or `1-sqrt`", read)?.unwrap_or(default))
-    }
-
-    /// `min_lr_rate`, or `min_lr` as a share of the peak; one of the two must be there.
-    fn min_lr_rate(&mut self) -> Result<f64, RecipeError> {
-        let peak: f64 = self.recipe.get("learning_rate")?;
-        let read = |value: &Json| value.as_f64().filter(|value| (0.0..=peak).contains(value));
-        let absolute = self.take("min_lr", "a number from 0 to `learning_rate`", read)?;
-        match (absolute, self.share("min_lr_rate")?) {
-            (Some(min_lr), None) => Ok(min_lr / peak),
-            (None, Some(rate)) => Ok(rate),
-            _ => Err(self
-                .bad("a map with either `min_lr` or `min_lr_rate`, as `cosine_with_min_lr` needs")),
-        }
-    }
-
-    fn nothing_left(&self) -> Result<(), RecipeError> {
-        let Some(name) = self.values.keys().next() else { return Ok(()) };
-        let name_of_type: String = self.recipe.get("lr_scheduler_type")?;
-        let rule = format!("the schedule `{name_of_type}` has no parameter `{name}`");
-        Err(self.recipe.contradiction("lr_scheduler_kwargs", "lr_scheduler_type", rule))
     }
 }

@@ -1,0 +1,133 @@
+//! A question with windows of its context. Reference: transformers
+//! `examples/pytorch/question-answering/run_qa.py`, `prepare_train_features`.
+
+use tokenizers::Encoding;
+
+use super::{Example, Labels, unfit};
+use crate::error::{Result, RowProblem};
+use crate::formats::{Question, Sample};
+use crate::tokenizer::{Special, Tokenizer};
+
+/// How a context is cut into windows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QuestionOptions {
+    /// Most tokens of a window, question and special tokens included.
+    pub max_length: usize,
+    /// Tokens that a window shares with the one before.
+    pub doc_stride: usize,
+}
+
+impl Default for QuestionOptions {
+    fn default() -> Self {
+        Self { max_length: 384, doc_stride: 128 }
+    }
+}
+
+/// A window of a context, with what it takes to find an answer in it again.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ContextWindow {
+    /// Question and context; the labels are the answer's span, at `[CLS]` if it isn't in the
+    /// window.
+    pub example: Example,
+    /// For each token of the context its bytes there; none for the question's and special tokens.
+    pub offsets: Vec<Option<(usize, usize)>>,
+}
+
+/// Encodes questions with windows of their contexts.
+#[derive(Debug, Clone)]
+pub struct QuestionEncoder {
+    tokenizer: Tokenizer,
+    options: QuestionOptions,
+}
+
+impl QuestionEncoder {
+    /// Prepares a tokenizer to cut windows.
+    /// # Errors
+    /// A `max_length` that leaves no room beside `doc_stride`.
+    pub fn new(mut tokenizer: Tokenizer, options: QuestionOptions) -> Result<Self> {
+        tokenizer.set_truncation(options.max_length, Some(options.doc_stride))?;
+        Ok(Self { tokenizer, options })
+    }
+
+    /// The tokenizer.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The windows of a question's context; the first accepted answer is the one trained.
+    /// # Errors
+    /// A sample of another kind, or a question too long for any context beside it.
+    pub fn windows(&self, sample: &Sample) -> Result<Vec<ContextWindow>, RowProblem> {
+        let Sample::QuestionAnswering(row) = sample else {
+            return Err(unfit("questions (`formatting: question_answering`)"));
+        };
+        // Leading white space would only take room (and, as in run_qa.py, fail some tokenizers).
+        let question = row.question.trim_start();
+        self.check_room(question)?;
+        let mut first = self.tokenizer.encoding(question, Some(&row.context), true)?;
+        let rest = first.take_overflowing();
+        Ok([first].iter().chain(&rest).map(|window| self.window(row, window)).collect())
+    }
+
+    /// Beside the question a window must hold more of the context than it shares with the next.
+    fn check_room(&self, question: &str) -> Result<(), RowProblem> {
+        let alone = self.tokenizer.encoding(question, Some(""), true)?.len();
+        let QuestionOptions { max_length, doc_stride } = self.options;
+        if alone + doc_stride < max_length {
+            return Ok(());
+        }
+        Err(RowProblem::Other {
+            message: format!(
+                "the question takes {alone} tokens; with `doc_stride` {doc_stride} a window of \
+                 {max_length} has no room for the context"
+            ),
+        })
+    }
+
+    fn window(&self, row: &Question, window: &Encoding) -> ContextWindow {
+        let ids = window.get_ids().to_vec();
+        let sequences = window.get_sequence_ids();
+        let in_context = |i: usize| sequences.get(i).copied().flatten() == Some(1);
+        let offsets: Vec<_> = window
+            .get_offsets()
+            .iter()
+            .enumerate()
+            .map(|(i, span)| in_context(i).then_some(*span))
+            .collect();
+        let cls = self.tokenizer.special_id(Special::Cls);
+        let cls = cls.and_then(|cls| ids.iter().position(|id| *id == cls)).unwrap_or(0);
+        let (start, end) = answer_bytes(row)
+            .and_then(|answer| tokens_of(&offsets, answer))
+            .unwrap_or((cls, cls));
+        let token_type_ids =
+            self.tokenizer.uses_type_ids().then(|| window.get_type_ids().to_vec());
+        let labels = Labels::Span { start, end };
+        let source = row.at.clone();
+        let example = Example { input_ids: ids, labels, token_type_ids, source, cut: 0 };
+        ContextWindow { example, offsets }
+    }
+}
+
+/// The first answer's bytes in the context; SQuAD counts characters.
+fn answer_bytes(row: &Question) -> Option<(usize, usize)> {
+    let answer = row.answers.first()?;
+    let (start, _) = row.context.char_indices().nth(answer.start)?;
+    Some((start, start + answer.text.len()))
+}
+
+/// First and last token of a span of the context, if the window holds all of it.
+fn tokens_of(
+    offsets: &[Option<(usize, usize)>],
+    (start, end): (usize, usize),
+) -> Option<(usize, usize)> {
+    let context = || offsets.iter().enumerate().filter_map(|(i, span)| Some((i, (*span)?)));
+    let (_, (window_start, _)) = context().next()?;
+    let (_, (_, window_end)) = context().last()?;
+    if start < window_start || end > window_end {
+        return None;
+    }
+    let first = context().filter(|(_, (s, _))| *s <= start).last()?;
+    let last = context().find(|(_, (_, e))| *e >= end)?;
+    Some((first.0, last.0))
+}

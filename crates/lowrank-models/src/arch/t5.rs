@@ -1,0 +1,115 @@
+//! T5 and T5 v1.1: an encoder and a decoder with relative positions and one embedding for both.
+//! Papers: arXiv:1910.10683, arXiv:2002.05202 (v1.1's gated feed-forward layers). Reference:
+//! transformers `models/t5/modeling_t5.py`.
+
+use std::sync::Arc;
+
+use lowrank_autograd::{Result as ComputeResult, Value, ops::Activation};
+use lowrank_peft::{Pass, layers::Embedding};
+
+use super::{Architecture, Family, Parts};
+use crate::{
+    Builder, Cache, Config, Context, Encoded, Head, Input, Network, Result, Task,
+    blocks::{
+        multi_head::full_attention,
+        relative_position::Buckets,
+        t5_stack::{Stack, StackShape},
+    },
+    task_heads::TokenHead,
+};
+
+pub(super) const ENTRY: Architecture = Architecture {
+    model_type: "t5",
+    family: Family::EncoderDecoder,
+    tasks: &[Task::Seq2SeqLm, Task::FeatureExtraction],
+    prefixes: &["transformer"],
+    paper: "arXiv:1910.10683",
+    class: |task| match task {
+        Task::Seq2SeqLm => Some("T5ForConditionalGeneration"),
+        Task::FeatureExtraction => Some("T5Model"),
+        _ => None,
+    },
+    build,
+};
+
+#[derive(Debug)]
+struct T5 {
+    shared: Embedding,
+    encoder: Stack,
+    decoder: Stack,
+}
+
+fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
+    let shared = b.embedding("shared", c.size("vocab_size")?, c.size("d_model")?)?;
+    let encoder = Stack::build(&shape(c, false)?, &shared, &b.at("encoder"))?;
+    let decoder = Stack::build(&shape(c, true)?, &shared, &b.at("decoder"))?;
+    let head = match task {
+        Task::Seq2SeqLm => Head::Tokens(TokenHead {
+            scale: scale(c)?,
+            // v1.1 has a head of its own, which its files carry whatever they say about tying.
+            ..TokenHead::of(b.tied_linear("lm_head", &shared, None)?)
+        }),
+        _ => Head::Features,
+    };
+    Ok((Arc::new(T5 { shared, encoder, decoder }), head))
+}
+
+/// The factor before a head that was trained tied: `d_model^-0.5`. transformers 5 writes what
+/// older configs said by `tie_word_embeddings` as `scale_decoder_outputs`.
+fn scale(c: &Config) -> Result<Option<f32>> {
+    let tied = c.switch_or("tie_word_embeddings", true)?;
+    let scaled = c.switch_or("scale_decoder_outputs", tied)?;
+    let d_model = c.size("d_model")?;
+    Ok(scaled.then(|| (d_model as f32).sqrt().recip()))
+}
+
+fn shape(c: &Config, is_decoder: bool) -> Result<StackShape> {
+    let num_layers = c.size("num_layers")?;
+    let (dense_act_fn, is_gated_act) = feed_forward_proj(c)?;
+    Ok(StackShape {
+        d_model: c.size("d_model")?,
+        d_ff: c.size("d_ff")?,
+        num_layers: if is_decoder { c.size_or("num_decoder_layers", num_layers)? } else { num_layers },
+        attention: full_attention(c.size("num_heads")?, c.size("d_kv")?),
+        buckets: Buckets::from_config(c, !is_decoder)?,
+        is_decoder,
+        dense_act_fn,
+        is_gated_act,
+        dropout_rate: c.probability_or("dropout_rate", 0.1)?,
+        layer_norm_epsilon: c.epsilon_or("layer_norm_epsilon", 1e-6)?,
+    })
+}
+
+/// `relu`, or `gated-` and the name of an activation.
+fn feed_forward_proj(c: &Config) -> Result<(Activation, bool)> {
+    let word = c.word("feed_forward_proj")?.unwrap_or("relu");
+    let (gated, name) = match word.strip_prefix("gated-") {
+        // The name is older than the distinction: v1.1 was trained with the tanh approximation.
+        Some("gelu") => (true, "gelu_new"),
+        Some(name) => (true, name),
+        None => (false, word),
+    };
+    let known = "relu, gelu, silu, gated-gelu, gated-silu";
+    let activation = Activation::named(name);
+    Ok((activation.ok_or_else(|| c.not_implemented("feed_forward_proj", known))?, gated))
+}
+
+impl Network for T5 {
+    fn forward(&self, input: &Input, context: Context<'_>, pass: &Pass) -> ComputeResult<Value> {
+        let source = context.source(&input.sequences)?;
+        self.decoder.forward(input, Some(source), context.cache, pass)
+    }
+
+    fn encode(&self, input: &Input, pass: &Pass) -> ComputeResult<Encoded> {
+        let hidden = self.encoder.forward(input, None, None, pass)?;
+        Ok(Encoded { hidden, sequences: input.sequences.clone(), pass: pass.clone() })
+    }
+
+    fn new_cache(&self, sequences: usize) -> Cache {
+        Cache::new(self.decoder.layers(), sequences)
+    }
+
+    fn table(&self) -> &Embedding {
+        &self.shared
+    }
+}

@@ -1,0 +1,41 @@
+//! Feed-forward blocks made of layers that the architecture names itself.
+
+use lowrank_autograd::{
+    Result, Value,
+    ops::{self, Activation},
+};
+use lowrank_peft::{Pass, layers::Linear};
+
+use crate::DropoutSite;
+
+/// `down(drop(f(up(x))))` (arXiv:1706.03762), or with a gate `down(drop(f(gate(x))·up(x)))`
+/// (arXiv:2002.05202).
+#[derive(Clone, Debug)]
+pub struct FeedForward {
+    /// The gate, where there is one.
+    pub gate: Option<Linear>,
+    /// Into the block's inner width.
+    pub up: Linear,
+    /// `f`
+    pub activation: Activation,
+    /// Dropout between the layers (T5).
+    pub dropout: Option<DropoutSite>,
+    /// Back to the residual stream's width.
+    pub down: Linear,
+}
+
+impl FeedForward {
+    /// `x` `[n, hidden_size]` → the same.
+    ///
+    /// # Errors
+    /// When `x` doesn't fit.
+    pub fn forward(&self, x: &Value, pass: &Pass) -> Result<Value> {
+        let up = self.up.forward(x, pass)?;
+        let inner = match &self.gate {
+            Some(gate) => ops::gated(&gate.forward(x, pass)?, &up, self.activation)?,
+            None => ops::activation(&up, self.activation)?,
+        };
+        let inner = self.dropout.map_or(Ok(inner.clone()), |d| d.forward(&inner, pass))?;
+        self.down.forward(&inner, pass)
+    }
+}

@@ -1,0 +1,241 @@
+//! The stacks of the T5 family, encoder and decoder: pre-norm blocks of unscaled attention with a
+//! bias by distance, of attention to the source, and of a feed-forward layer.
+//! Paper: arXiv:1910.10683. Reference: transformers `models/t5/modeling_t5.py`, `T5Stack`.
+
+use lowrank_autograd::{
+    Result, Value,
+    ops::{self, Activation, AttentionShape},
+};
+use lowrank_peft::{
+    Pass,
+    layers::{Embedding, Norm},
+};
+
+use super::{
+    feed_forward::FeedForward,
+    multi_head::MultiHeadAttention,
+    relative_position::{Buckets, RelativePositions},
+};
+use crate::{
+    Builder, Cache, DropoutSite, Encoded, Input, Sequences, network::BlockCache, recompute_block,
+};
+
+/// Sizes of a [`Stack`].
+#[derive(Clone, Debug)]
+pub struct StackShape {
+    /// Width of the residual stream.
+    pub d_model: usize,
+    /// Width inside the feed-forward layers.
+    pub d_ff: usize,
+    /// Number of blocks.
+    pub num_layers: usize,
+    /// Heads, and whether they look ahead.
+    pub attention: AttentionShape,
+    /// How distances fall into buckets.
+    pub buckets: Buckets,
+    /// Whether the blocks read an encoder's output.
+    pub is_decoder: bool,
+    /// Activation of the feed-forward layers.
+    pub dense_act_fn: Activation,
+    /// Whether these are gated.
+    pub is_gated_act: bool,
+    /// Dropout, everywhere.
+    pub dropout_rate: f32,
+    /// Epsilon of the norms.
+    pub layer_norm_epsilon: f64,
+}
+
+/// Embedding, blocks and final norm.
+#[derive(Clone, Debug)]
+pub struct Stack {
+    embed_tokens: Embedding,
+    embedding_dropout: DropoutSite,
+    block: Vec<Block>,
+    final_layer_norm: Norm,
+    dropout: DropoutSite,
+}
+
+#[derive(Clone, Debug)]
+struct Block {
+    self_attention: MultiHeadAttention,
+    /// In block 0 alone; the blocks after it share its result.
+    positions: Option<RelativePositions>,
+    around_self_attention: Residual,
+    cross_attention: Option<(MultiHeadAttention, Residual)>,
+    feed_forward: FeedForward,
+    around_feed_forward: Residual,
+}
+
+/// `x + drop(f(norm(x)))`
+#[derive(Clone, Debug)]
+struct Residual {
+    layer_norm: Norm,
+    dropout: DropoutSite,
+}
+
+impl Residual {
+    fn build(s: &StackShape, b: &Builder) -> crate::Result<Self> {
+        Ok(Self {
+            layer_norm: b.rms_norm("layer_norm", s.d_model, s.layer_norm_epsilon)?,
+            dropout: b.dropout("dropout", s.dropout_rate),
+        })
+    }
+
+    fn around(
+        &self,
+        x: &Value,
+        pass: &Pass,
+        f: impl FnOnce(&Value) -> Result<Value>,
+    ) -> Result<Value> {
+        let y = f(&self.layer_norm.forward(x, pass)?)?;
+        ops::add(x, &self.dropout.forward(&y, pass)?)
+    }
+}
+
+fn attention(s: &StackShape, causal: bool, b: &Builder) -> crate::Result<MultiHeadAttention> {
+    let inner = s.attention.heads * s.attention.head_dim;
+    let into = |name| b.linear(name, s.d_model, inner, false);
+    Ok(MultiHeadAttention {
+        query: into("q")?,
+        key: into("k")?,
+        value: into("v")?,
+        output: b.linear("o", inner, s.d_model, false)?,
+        shape: AttentionShape { causal, scale: 1.0, ..s.attention.clone() },
+        dropout: b.dropout("dropout", s.dropout_rate),
+    })
+}
+
+fn feed_forward(s: &StackShape, b: &Builder) -> crate::Result<FeedForward> {
+    let into = |name| b.linear(name, s.d_model, s.d_ff, false);
+    let (gate, up) = match s.is_gated_act {
+        true => (Some(into("wi_0")?), into("wi_1")?),
+        false => (None, into("wi")?),
+    };
+    let down = b.linear("wo", s.d_ff, s.d_model, false)?;
+    let dropout = Some(b.dropout("dropout", s.dropout_rate));
+    Ok(FeedForward { gate, up, activation: s.dense_act_fn, dropout, down })
+}
+
+impl Block {
+    fn build(s: &StackShape, index: usize, b: &Builder) -> crate::Result<Self> {
+        let sub = |i| b.nth("layer", i);
+        let own = sub(0).at("SelfAttention");
+        let self_attention = attention(s, s.is_decoder, &own)?;
+        let positions =
+            (index == 0).then(|| RelativePositions::build(s.buckets, s.attention.heads, &own));
+        let positions = positions.transpose()?;
+        let around_self_attention = Residual::build(s, &sub(0))?;
+        let cross_attention = match s.is_decoder {
+            true => Some((
+                attention(s, false, &sub(1).at("EncDecAttention"))?,
+                Residual::build(s, &sub(1))?,
+            )),
+            false => None,
+        };
+        let last = sub(1 + usize::from(s.is_decoder));
+        Ok(Self {
+            self_attention,
+            positions,
+            around_self_attention,
+            cross_attention,
+            feed_forward: feed_forward(s, &last.at("DenseReluDense"))?,
+            around_feed_forward: Residual::build(s, &last)?,
+        })
+    }
+
+    fn forward(
+        &self,
+        x: &Value,
+        bias: Option<&Value>,
+        source: Option<&Encoded>,
+        sequences: &Sequences,
+        cache: Option<BlockCache<'_>>,
+        pass: &Pass,
+    ) -> Result<Value> {
+        let (own, cross) = cache.map(|cache| (cache.own, cache.cross)).unzip();
+        let mut x = self.around_self_attention.around(x, pass, |x| {
+            self.self_attention.forward(x, bias, sequences, own, pass)
+        })?;
+        if let (Some((attention, residual)), Some(source)) = (&self.cross_attention, source) {
+            x = residual
+                .around(&x, pass, |x| attention.across(x, source, sequences, cross, pass))?;
+        }
+        self.around_feed_forward.around(&x, pass, |x| self.feed_forward.forward(x, pass))
+    }
+
+    /// [`Block::forward`] without a cache, run again in the backward pass if the pass asks for it.
+    fn recomputed(
+        &self,
+        x: &Value,
+        bias: Option<&Value>,
+        source: Option<&Encoded>,
+        sequences: &Sequences,
+        pass: &Pass,
+    ) -> Result<Value> {
+        // Everything that gradients flow to is an input of the block, or they would be lost.
+        let inputs: Vec<&Value> =
+            [x].into_iter().chain(bias).chain(source.map(|s| &s.hidden)).collect();
+        let (block, sequences, own) = (self.clone(), sequences.clone(), pass.clone());
+        let (has_bias, source) = (bias.is_some(), source.cloned());
+        recompute_block(pass, &inputs, move |inputs| {
+            let bias = inputs.get(1).filter(|_| has_bias);
+            let hidden = inputs.get(1 + usize::from(has_bias)).cloned();
+            let source = source.clone().zip(hidden);
+            let source = source.map(|(source, hidden)| Encoded { hidden, ..source });
+            block.forward(&inputs[0], bias, source.as_ref(), &sequences, None, &own)
+        })
+    }
+}
+
+impl Stack {
+    /// The stack at `b`, whose embedding reads the model's `shared` one.
+    ///
+    /// # Errors
+    /// When a tensor is missing or misshapen.
+    pub fn build(s: &StackShape, shared: &Embedding, b: &Builder) -> crate::Result<Self> {
+        let embed_tokens = b.tied_embedding("embed_tokens", shared)?;
+        let block = (0..s.num_layers).map(|i| Block::build(s, i, &b.nth("block", i)));
+        Ok(Self {
+            embed_tokens,
+            embedding_dropout: b.dropout("embed_tokens.dropout", s.dropout_rate),
+            block: block.collect::<crate::Result<_>>()?,
+            final_layer_norm: b.rms_norm("final_layer_norm", s.d_model, s.layer_norm_epsilon)?,
+            dropout: b.dropout("dropout", s.dropout_rate),
+        })
+    }
+
+    /// Hidden states of `input`, `[n, d_model]`; a decoder reads `source`.
+    ///
+    /// # Errors
+    /// When the input doesn't fit.
+    pub fn forward(
+        &self,
+        input: &Input,
+        source: Option<&Encoded>,
+        mut cache: Option<&mut Cache>,
+        pass: &Pass,
+    ) -> Result<Value> {
+        let sequences = &input.sequences;
+        let embedded = self.embed_tokens.forward(&input.ids, pass)?;
+        let mut x = self.embedding_dropout.forward(&embedded, pass)?;
+        let mut bias = None;
+        for (i, block) in self.block.iter().enumerate() {
+            if let Some(positions) = &block.positions {
+                bias = Some(positions.forward(sequences, pass)?);
+            }
+            x = match cache.as_deref_mut() {
+                Some(cache) => {
+                    let cache = Some(cache.block(i)?);
+                    block.forward(&x, bias.as_ref(), source, sequences, cache, pass)?
+                }
+                None => block.recomputed(&x, bias.as_ref(), source, sequences, pass)?,
+            };
+        }
+        self.dropout.forward(&self.final_layer_norm.forward(&x, pass)?, pass)
+    }
+
+    /// Number of blocks.
+    pub fn layers(&self) -> usize {
+        self.block.len()
+    }
+}

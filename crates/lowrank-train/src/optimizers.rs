@@ -1,0 +1,5 @@
+//! Optimizers, one file each.
+
+mod adamw;
+
+pub use adamw::{AdamW, AdamWSettings};

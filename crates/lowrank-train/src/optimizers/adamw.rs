@@ -1,0 +1,138 @@
+//! AdamW (arXiv:1711.05101): `p -= lr·λ·p`, then `p -= lr·m̂/(√v̂ + ε)`. Reference: PyTorch's
+//! `torch.optim.AdamW`, whose order of operations this follows.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor};
+use lowrank_autograd::{Gradients, Parameter};
+
+use crate::{Error, Result};
+
+/// Settings under PyTorch's names.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamWSettings {
+    /// Decay of the mean.
+    pub beta1: f64,
+    /// Decay of the mean square.
+    pub beta2: f64,
+    /// Added to the root.
+    pub epsilon: f64,
+    /// λ; not applied to biases and norms, as in transformers' trainer, unless `decay_all`.
+    pub weight_decay: f64,
+    /// Decay everything.
+    pub decay_all: bool,
+}
+
+impl Default for AdamWSettings {
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0, decay_all: false }
+    }
+}
+
+/// AdamW over a fixed list of parameters; its state is f32.
+#[derive(Debug)]
+pub struct AdamW {
+    settings: AdamWSettings,
+    slots: Vec<Slot>,
+    step: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    parameter: Parameter,
+    mean: Vec<f32>,
+    square: Vec<f32>,
+    decay: f64,
+}
+
+impl AdamW {
+    /// An optimizer at its beginning.
+    pub fn new(parameters: Vec<Parameter>, settings: AdamWSettings) -> Self {
+        let slot = |parameter: Parameter| {
+            let n = parameter.data().elem_count();
+            let decays = settings.decay_all || decays(parameter.name());
+            let decay = if decays { settings.weight_decay } else { 0.0 };
+            Slot { parameter, mean: vec![0.0; n], square: vec![0.0; n], decay }
+        };
+        Self { settings, slots: parameters.into_iter().map(slot).collect(), step: 0 }
+    }
+
+    /// Updates every parameter that has a gradient.
+    ///
+    /// # Errors
+    /// Those of the tensor library.
+    pub fn step(&mut self, learning_rate: f64, gradients: &Gradients) -> Result<()> {
+        self.step += 1;
+        let AdamWSettings { beta1, beta2, epsilon, .. } = self.settings;
+        let exponent = i32::try_from(self.step).unwrap_or(i32::MAX);
+        let size = (learning_rate / (1.0 - beta1.powi(exponent))) as f32;
+        let root = (1.0 - beta2.powi(exponent)).sqrt() as f32;
+        let (b1, b2, epsilon) = (beta1 as f32, beta2 as f32, epsilon as f32);
+        for slot in &mut self.slots {
+            let Some(gradient) = gradients.get(slot.parameter.id()) else { continue };
+            let gradient = gradient.flatten_all()?.to_vec1::<f32>()?;
+            let data = slot.parameter.data();
+            let mut values = data.flatten_all()?.to_vec1::<f32>()?;
+            let keep = (1.0 - learning_rate * slot.decay) as f32;
+            let moments = slot.mean.iter_mut().zip(&mut slot.square);
+            for ((p, g), (m, v)) in values.iter_mut().zip(&gradient).zip(moments) {
+                *p *= keep;
+                *m += (g - *m) * (1.0 - b1);
+                *v = *v * b2 + g * g * (1.0 - b2);
+                *p -= size * (*m / (v.sqrt() / root + epsilon));
+            }
+            slot.parameter.set(&Tensor::from_vec(values, data.dims(), &Device::Cpu)?)?;
+        }
+        Ok(())
+    }
+
+    /// Updates so far.
+    pub fn steps(&self) -> u64 {
+        self.step
+    }
+
+    /// The state for a checkpoint: both moments of every parameter, by name.
+    ///
+    /// # Errors
+    /// Those of the tensor library.
+    pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+        let mut state = BTreeMap::new();
+        for slot in &self.slots {
+            let (name, shape) = (slot.parameter.name(), slot.parameter.data().dims().to_vec());
+            for (part, values) in [("exp_avg", &slot.mean), ("exp_avg_sq", &slot.square)] {
+                let tensor = Tensor::from_slice(values, shape.as_slice(), &Device::Cpu)?;
+                state.insert(format!("{name}.{part}"), tensor);
+            }
+        }
+        Ok(state)
+    }
+
+    /// Takes up a saved state after `steps` updates.
+    ///
+    /// # Errors
+    /// When the state isn't one of these parameters.
+    pub fn restore(&mut self, steps: u64, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        for slot in &mut self.slots {
+            let name = slot.parameter.name().to_owned();
+            for (part, values) in [("exp_avg", &mut slot.mean), ("exp_avg_sq", &mut slot.square)] {
+                let key = format!("{name}.{part}");
+                let saved = state
+                    .get(&key)
+                    .ok_or_else(|| Error::Batch(format!("the optimizer's state lacks `{key}`")))?;
+                let saved = saved.flatten_all()?.to_vec1::<f32>()?;
+                if saved.len() != values.len() {
+                    return Err(Error::Batch(format!("the optimizer's `{key}` has another size")));
+                }
+                *values = saved;
+            }
+        }
+        self.step = steps;
+        Ok(())
+    }
+}
+
+/// transformers' rule: everything decays but biases and the weights of norms.
+fn decays(name: &str) -> bool {
+    let parent = name.rsplit('.').nth(1).unwrap_or_default().to_ascii_lowercase();
+    !name.ends_with("bias") && !parent.contains("norm") && !parent.starts_with("ln_")
+}
