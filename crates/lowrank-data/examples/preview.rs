@@ -1,8 +1,6 @@
 //! Prints encoded rows as JSON lines: `preview RECIPE --json --all`, where RECIPE has a line
 //! `key: JSON` for each key. For comparing with LLaMA-Factory: `shared/oracle/check_data.py`.
 
-#![expect(clippy::print_stdout, reason = "printing is what this program is for")]
-
 use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -14,9 +14,18 @@ use crate::formats::Formatting;
 
 const SOURCES: [&str; 5] =
     ["hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name"];
-const KEYS: [&str; 15] = [
-    "file_name", "file_sha1", "formatting", "ranking", "subset", "folder", "split", "num_samples",
-    "columns", "tags", "labels", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url",
+const KEYS: [&str; 11] = [
+    "file_name",
+    "file_sha1",
+    "formatting",
+    "ranking",
+    "subset",
+    "folder",
+    "split",
+    "num_samples",
+    "columns",
+    "tags",
+    "labels",
 ];
 
 /// Columns by role, with the defaults of LLaMA-Factory and of our own formats.
@@ -168,15 +177,16 @@ impl Reader<'_> {
         let Value::Object(entry) = value else {
             return Err(self.bad("the entry", value, "an object"));
         };
-        self.check_keys("", entry, &KEYS.map(|k| k).into_iter().chain(SOURCES).collect::<Vec<_>>())?;
-        if let Some(key) = SOURCES.into_iter().find(|k| entry.contains_key(*k)) {
-            if !entry.contains_key("file_name") {
-                return Err(DataError::RemoteSource {
-                    path: self.path.to_owned(),
-                    dataset: self.name.to_owned(),
-                    key: key.to_owned(),
-                });
-            }
+        let known: Vec<_> = KEYS.into_iter().chain(SOURCES).collect();
+        self.check_keys("", entry, &known)?;
+        // A hub's copy and a local one may both be named; the local one can be read.
+        let remote = SOURCES.into_iter().find(|k| entry.contains_key(*k));
+        if let Some(key) = remote.filter(|_| !entry.contains_key("file_name")) {
+            return Err(DataError::RemoteSource {
+                path: self.path.to_owned(),
+                dataset: self.name.to_owned(),
+                key: key.to_owned(),
+            });
         }
         if let Some(split) = self.text(entry, "split")?.filter(|s| s != "train") {
             return Err(self.bad("split", &Value::from(split), "`train`, all that a file has"));
@@ -199,9 +209,8 @@ impl Reader<'_> {
 
     fn formatting(&self, entry: &Map<String, Value>) -> Result<Formatting> {
         let Some(name) = self.text(entry, "formatting")? else { return Ok(Formatting::Alpaca) };
-        Formatting::from_name(&name).ok_or_else(|| {
-            self.bad("formatting", &Value::from(name), Formatting::NAMES)
-        })
+        Formatting::from_name(&name)
+            .ok_or_else(|| self.bad("formatting", &Value::from(name), Formatting::NAMES))
     }
 
     /// `columns` or `tags`. A format of ours keeps the defaults `own` for what isn't named.

@@ -19,8 +19,18 @@ pub struct DateTime {
 }
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September",
-    "October", "November", "December",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
 ];
 const WEEKDAYS: [&str; 7] =
     ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
@@ -72,7 +82,11 @@ impl DateTime {
             }
             let code = chars.next().ok_or("`%` at the end of the date format")?;
             let plain = code == '-';
-            let code = if plain { chars.next().ok_or("`%-` at the end of the date format")? } else { code };
+            let code = if plain {
+                chars.next().ok_or("`%-` at the end of the date format")?
+            } else {
+                code
+            };
             out.push_str(&self.field(code, plain)?);
         }
         Ok(out)

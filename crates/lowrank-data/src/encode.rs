@@ -7,7 +7,9 @@ use crate::formats::Sample;
 use crate::options::DataOptions;
 use crate::tokenizer::Tokenizer;
 
+mod all;
 mod classification;
+mod cut;
 mod preference;
 mod pretraining;
 mod question_answering;
@@ -17,6 +19,7 @@ mod tagging;
 mod text_encoder;
 mod truncate;
 
+pub use all::{Encoded, encode_all};
 pub use classification::{LabelSet, ProblemType};
 pub use preference::{JudgedExample, PairExample};
 pub use question_answering::{ContextWindow, QuestionEncoder, QuestionOptions};

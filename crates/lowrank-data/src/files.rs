@@ -132,9 +132,8 @@ fn extension(file: &Path) -> String {
 }
 
 fn unknown_extension(file: &Path, extension: &str) -> DataError {
-    let message = format!(
-        "can't read `.{extension}` files; use .json, .jsonl, .csv, .tsv, .parquet or .txt"
-    );
+    let message =
+        format!("can't read `.{extension}` files; use .json, .jsonl, .csv, .tsv, .parquet or .txt");
     DataError::file(file, message)
 }
 

@@ -133,7 +133,10 @@ impl Formatting {
 
     /// OpenAI's own names, for an `openai` entry without `tags`. LLaMA-Factory would look for
     /// ShareGPT's names there and fail.
-    pub(crate) fn default_tags(self, entry: &serde_json::Map<String, serde_json::Value>) -> Option<Names> {
+    pub(crate) fn default_tags(
+        self,
+        entry: &serde_json::Map<String, serde_json::Value>,
+    ) -> Option<Names> {
         (self == Self::Openai && !entry.contains_key("tags")).then(openai::default_tags)
     }
 

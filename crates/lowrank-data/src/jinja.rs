@@ -238,7 +238,9 @@ fn function_turn(content: &str) -> Result<Value, RowProblem> {
     let calls = crate::tool_styles::parse_calls(content)?;
     let calls: Vec<_> = calls
         .iter()
-        .map(|c| json!({"type": "function", "function": {"name": c.name, "arguments": c.arguments}}))
+        .map(
+            |c| json!({"type": "function", "function": {"name": c.name, "arguments": c.arguments}}),
+        )
         .collect();
     Ok(json!({"role": "assistant", "content": "", "tool_calls": calls}))
 }

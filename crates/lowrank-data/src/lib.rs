@@ -8,6 +8,7 @@
 //! own chat template transformers, `prompt`/`completion` shapes TRL. Nothing here pads: a batch is
 //! a list of sequences, and attention stays inside each of them.
 
+mod batch;
 mod chat;
 mod conversation;
 mod dataset;
@@ -31,14 +32,15 @@ mod template;
 mod tokenizer;
 mod tool_styles;
 
+pub use batch::Batch;
 pub use chat::Chat;
 pub use conversation::{Conversation, Message, Response, Role};
 pub use dataset::Dataset;
 pub use dataset_info::{DatasetEntry, Names, find as find_dataset};
 pub use date::DateTime;
 pub use encode::{
-    ContextWindow, Encoder, Example, IGNORE_INDEX, JudgedExample, LabelSet, Labels, PairExample,
-    ProblemType, QuestionEncoder, QuestionOptions, TextEncoder,
+    ContextWindow, Encoded, Encoder, Example, IGNORE_INDEX, JudgedExample, LabelSet, Labels,
+    PairExample, ProblemType, QuestionEncoder, QuestionOptions, TextEncoder, encode_all,
 };
 pub use error::{DataError, Result, RowProblem, RowRef};
 pub use files::{ReadOptions, Rows, read as read_files};

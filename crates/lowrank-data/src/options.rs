@@ -115,9 +115,8 @@ impl DataOptions {
     /// # Errors
     /// A value out of range, or two options that exclude each other.
     pub fn check(&self) -> Result<()> {
-        let wrong = |option, message: &str| {
-            Err(DataError::Option { option, message: message.to_owned() })
-        };
+        let wrong =
+            |option, message: &str| Err(DataError::Option { option, message: message.to_owned() });
         if self.cutoff_len == 0 {
             return wrong("cutoff_len", "is 0; it must be at least 1");
         }
@@ -140,8 +139,7 @@ impl DataOptions {
 
     fn check_mix(&self) -> Result<()> {
         let Some(probabilities) = &self.interleave_probs else { return Ok(()) };
-        let wrong =
-            |message| Err(DataError::Option { option: "interleave_probs", message });
+        let wrong = |message| Err(DataError::Option { option: "interleave_probs", message });
         if self.mix_strategy == MixStrategy::Concat {
             return wrong("needs an interleaving `mix_strategy`".to_owned());
         }

@@ -100,7 +100,8 @@ pub fn split(count: usize, val_size: f64, seed: u64) -> Result<(Vec<usize>, Vec<
     let wanted = if val_size < 1.0 { (count as f64 * val_size).ceil() } else { val_size.floor() };
     let held_out = wanted as usize;
     if held_out >= count {
-        let message = format!("{val_size} takes {held_out} of {count} rows; none is left to train on");
+        let message =
+            format!("{val_size} takes {held_out} of {count} rows; none is left to train on");
         return Err(DataError::Option { option: "val_size", message });
     }
     let mut order = shuffled(count, Random::new(seed, SPLIT_STREAM));

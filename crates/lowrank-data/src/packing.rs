@@ -24,7 +24,8 @@ pub struct Packed {
 }
 
 /// Fills bins of up to `capacity` tokens with samples of the given lengths, `batch` samples at a
-/// time. A pure function of its arguments.
+/// time. A pure function of its arguments. LLaMA-Factory's capacity, at which it cuts the samples
+/// too, is `cutoff_len - 1` of the recipe.
 #[must_use]
 pub fn pack(lengths: &[usize], capacity: usize, batch: usize) -> Packed {
     let mut packed = Packed::default();

@@ -4,18 +4,22 @@
 use serde_json::{Number, Value};
 
 /// `json.dumps(value, ensure_ascii=False)`.
-#[must_use]
-pub fn dumps(value: &Value) -> String {
+pub(crate) fn dumps(value: &Value) -> String {
     let mut out = String::new();
-    Writer { indent: None, separators: (", ", ": "), sort_keys: false, ensure_ascii: false }.write(value, 0, &mut out);
+    Writer { indent: None, separators: (", ", ": "), sort_keys: false, ensure_ascii: false }
+        .write(value, 0, &mut out);
     out
 }
 
 /// `json.dumps(value, ensure_ascii=False, indent=indent)`.
-#[must_use]
-pub fn dumps_indented(value: &Value, indent: usize) -> String {
+pub(crate) fn dumps_indented(value: &Value, indent: usize) -> String {
     let mut out = String::new();
-    let writer = Writer { indent: Some(indent), separators: (",", ": "), sort_keys: false, ensure_ascii: false };
+    let writer = Writer {
+        indent: Some(indent),
+        separators: (",", ": "),
+        sort_keys: false,
+        ensure_ascii: false,
+    };
     writer.write(value, 0, &mut out);
     out
 }
@@ -47,11 +51,17 @@ impl Writer<'_> {
                 if self.sort_keys {
                     entries.sort_by_key(|(key, _)| *key);
                 }
-                self.items(entries.into_iter(), ('{', '}'), depth, out, |(key, item), depth, out| {
-                    self.quote(key, out);
-                    out.push_str(self.separators.1);
-                    self.write(item, depth, out);
-                });
+                self.items(
+                    entries.into_iter(),
+                    ('{', '}'),
+                    depth,
+                    out,
+                    |(key, item), depth, out| {
+                        self.quote(key, out);
+                        out.push_str(self.separators.1);
+                        self.write(item, depth, out);
+                    },
+                );
             }
         }
     }
@@ -153,7 +163,8 @@ mod tests {
     #[test]
     fn indents_as_python_does() {
         let value: Value = serde_json::from_str(r#"{"a":[1,{"b":[]}]}"#).unwrap();
-        let python = "{\n    \"a\": [\n        1,\n        {\n            \"b\": []\n        }\n    ]\n}";
+        let python =
+            "{\n    \"a\": [\n        1,\n        {\n            \"b\": []\n        }\n    ]\n}";
         assert_eq!(dumps_indented(&value, 4), python);
     }
 }

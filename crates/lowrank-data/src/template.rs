@@ -146,7 +146,8 @@ impl Template {
             return Err(DataError::UnknownDefaultSystem { name: name.to_owned() });
         }
         if entry.efficient_eos && options.train_on_prompt {
-            let message = format!("excludes template `{name}`, which ends conversations, not turns");
+            let message =
+                format!("excludes template `{name}`, which ends conversations, not turns");
             return Err(DataError::Option { option: "train_on_prompt", message });
         }
         Self::resolve(name, entry, options)

@@ -5,10 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
-use tokenizers::{
-    AddedToken, Encoding, PostProcessor, Tokenizer as Inner, TruncationDirection, TruncationParams,
-    TruncationStrategy,
-};
+use tokenizers::{AddedToken, Encoding, Tokenizer as Inner};
 
 use crate::error::{DataError, Result, RowProblem};
 
@@ -119,36 +116,13 @@ impl Tokenizer {
     /// # Errors
     /// A word that the tokenizer's model can't represent.
     pub fn encode_words(&self, words: &[String]) -> Result<Encoding, RowProblem> {
-        self.inner
-            .encode(words, true)
-            .map_err(|e| RowProblem::Tokenize { message: e.to_string() })
+        self.inner.encode(words, true).map_err(|e| RowProblem::Tokenize { message: e.to_string() })
     }
 
-    /// Cuts encodings at `max_length` tokens from now on, as transformers' `truncation`: the longer
-    /// text of a pair first, or with `stride` the second one only, its rest in windows that share
-    /// `stride` tokens.
-    /// # Errors
-    /// A length that the special tokens alone exceed.
-    pub fn set_truncation(&mut self, max_length: usize, stride: Option<usize>) -> Result<()> {
-        let pair = stride.is_some();
-        let special = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(pair));
-        if max_length <= special + stride.unwrap_or(0) {
-            let message = format!(
-                "{max_length} tokens have no room beside {special} special tokens{}",
-                stride.map(|s| format!(" and a stride of {s}")).unwrap_or_default()
-            );
-            return Err(self.error(message));
-        }
-        let strategy = match stride {
-            Some(_) => TruncationStrategy::OnlySecond,
-            None => TruncationStrategy::LongestFirst,
-        };
-        let left = self.config.get("truncation_side").and_then(Value::as_str) == Some("left");
-        let direction = if left { TruncationDirection::Left } else { TruncationDirection::Right };
-        let params =
-            TruncationParams { max_length, stride: stride.unwrap_or(0), strategy, direction };
-        self.inner.with_truncation(Some(params)).map_err(|e| self_error(&self.folder, e))?;
-        Ok(())
+    /// Whether texts are cut from their beginning (`truncation_side: left`).
+    #[must_use]
+    pub fn truncates_left(&self) -> bool {
+        self.config.get("truncation_side").and_then(Value::as_str) == Some("left")
     }
 
     /// Whether the model tells the two texts of a pair apart by `token_type_ids`.
@@ -301,10 +275,6 @@ impl Tokenizer {
     }
 
     pub(crate) fn error(&self, message: impl std::fmt::Display) -> DataError {
-        self_error(&self.folder, message)
+        DataError::Tokenizer { folder: self.folder.clone(), message: message.to_string() }
     }
-}
-
-fn self_error(folder: &Path, message: impl std::fmt::Display) -> DataError {
-    DataError::Tokenizer { folder: folder.to_owned(), message: message.to_string() }
 }

@@ -207,7 +207,7 @@ pub(crate) fn wrapped(tool: &Value) -> Value {
 
 /// A text field of a function's description; absent ones are an error that names them.
 fn text_of<'a>(tool: &'a Value, key: &str) -> Result<&'a str, RowProblem> {
-    tool.get(key).and_then(Value::as_str).ok_or_else(|| RowProblem::BadTools {
-        message: format!("a function has no text `{key}`"),
-    })
+    tool.get(key)
+        .and_then(Value::as_str)
+        .ok_or_else(|| RowProblem::BadTools { message: format!("a function has no text `{key}`") })
 }

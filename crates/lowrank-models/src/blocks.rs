@@ -8,6 +8,7 @@ pub mod fused_attention;
 pub mod mlp;
 pub mod multi_head;
 pub mod positions;
+pub mod pre_norm;
 pub mod relative_position;
 pub mod rotary;
 pub mod t5_stack;

@@ -125,6 +125,37 @@ where
     block(&inputs)
 }
 
+/// Runs the blocks of a model one after another: over a cache where there is one, otherwise by
+/// [`recompute_block`]. `forward` runs one of them.
+///
+/// # Errors
+/// Whatever a block returns.
+pub(crate) fn run_blocks<B: Clone + Send + 'static>(
+    blocks: &[B],
+    mut x: Value,
+    sequences: &Sequences,
+    mut cache: Option<&mut Cache>,
+    pass: &Pass,
+    forward: BlockForward<B>,
+) -> Result<Value> {
+    for (i, block) in blocks.iter().enumerate() {
+        x = match cache.as_deref_mut() {
+            Some(cache) => forward(block, &x, sequences, Some(cache.layer(i)), pass)?,
+            None => {
+                let (block, sequences, own) = (block.clone(), sequences.clone(), pass.clone());
+                recompute_block(pass, &[&x], move |x| {
+                    forward(&block, &x[0], &sequences, None, &own)
+                })?
+            }
+        };
+    }
+    Ok(x)
+}
+
+/// How a block is run: its input, where the sequences lie, their caches, the pass.
+pub(crate) type BlockForward<B> =
+    fn(&B, &Value, &Sequences, Option<&mut [KeyValues]>, &Pass) -> Result<Value>;
+
 fn message(what: String) -> Error {
     candle_core::Error::Msg(what).into()
 }

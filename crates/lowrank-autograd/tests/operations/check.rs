@@ -13,8 +13,8 @@ const GRADIENT: f64 = 5e-5;
 /// Half the distance between the two points of a difference; in f64 its error is near 1e-10.
 const STEP: f64 = 1e-5;
 
-/// Operation and plain version agree on `inputs`: outputs; gradients with the plain version's
-/// central differences in f64. Bits don't change with the number of threads, with the strides of
+/// Operation and plain version, the latter in f64, agree on `inputs`: outputs; gradients with the
+/// plain version's central differences. Bits don't change with the number of threads, with the strides of
 /// inputs and gradient, or with which of the inputs are trained.
 pub(crate) fn check(
     inputs: &[Tensor],
@@ -22,9 +22,11 @@ pub(crate) fn check(
     plain: impl Fn(&[Tensor]) -> Result<Tensor>,
 ) {
     let done = run(inputs, &op, None, false).expect("the operation");
-    let expected = plain(inputs).expect("the plain version");
+    let wide: Vec<Tensor> =
+        inputs.iter().map(|t| t.to_dtype(DType::F64)).collect::<Result<_, _>>().expect("f64");
+    let expected = plain(&wide).expect("the plain version in f64");
     assert_close("the output", &done.output, &expected, OUTPUT);
-    assert_differences(inputs, &done, plain);
+    assert_differences(&wide, &done, plain);
     for pool in pools() {
         let again = pool.install(|| run(inputs, &op, None, false)).expect("in a pool");
         assert_same(&format!("{} threads", pool.current_num_threads()), &again, &done);
@@ -169,9 +171,7 @@ pub(crate) fn pools() -> &'static [ThreadPool] {
 
 /// Gradients against central differences of the plain version: along two dense directions, which
 /// reach every element, and along a few single elements.
-fn assert_differences(inputs: &[Tensor], run: &Run, plain: impl Fn(&[Tensor]) -> Result<Tensor>) {
-    let wide: Vec<Tensor> =
-        inputs.iter().map(|t| t.to_dtype(DType::F64)).collect::<Result<_, _>>().expect("f64");
+fn assert_differences(wide: &[Tensor], run: &Run, plain: impl Fn(&[Tensor]) -> Result<Tensor>) {
     let dy = numbers(&run.dy);
     let loss = |inputs: &[Tensor]| -> f64 {
         let y = numbers(&plain(inputs).expect("the plain version in f64"));
@@ -189,7 +189,7 @@ fn assert_differences(inputs: &[Tensor], run: &Run, plain: impl Fn(&[Tensor]) ->
                 let numbers: Vec<f64> =
                     numbers(input).iter().zip(&direction).map(|(x, d)| x + step * d).collect();
                 let moved = Tensor::from_vec(numbers, input.shape(), &Device::Cpu).expect("moved");
-                let mut inputs = wide.clone();
+                let mut inputs = wide.to_vec();
                 inputs[i] = moved;
                 loss(&inputs)
             };

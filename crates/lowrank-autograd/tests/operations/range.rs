@@ -97,7 +97,9 @@ mod not_a_number {
             assert_nan(name, ops::activation(&nan(2, 3), f));
         }
         let spans = Span::packed(&[4]).into();
-        let qkv = [nan(4, 24), nan(4, 12), nan(4, 10)];
+        // Values are numbers: the probabilities alone must carry it.
+        let v = Tensor::ones((4, 10), candle_core::DType::F32, &Device::Cpu).expect("v");
+        let qkv = [nan(4, 24), nan(4, 12), Value::constant(v)];
         assert_nan("attention", attend(&qkv, &layer(true), &spans, None));
         let w = Value::constant(Tensor::ones(3, candle_core::DType::F32, &Device::Cpu).expect("w"));
         assert_nan("rms_norm", ops::rms_norm(&nan(2, 3), &w, 1e-6));

@@ -33,13 +33,12 @@ impl LabelSet {
     /// Labels of different kinds; the error names two rows.
     pub fn infer(samples: &[Sample], given: Option<&[String]>) -> Result<Self> {
         let mut first: Option<(ProblemType, &RowRef)> = None;
+        let mut integers = Vec::new();
         let mut names: Vec<&str> = Vec::new();
         let labelled = samples.iter().filter_map(|s| match s {
             Sample::Classification(row) => Some((row, row.label.as_ref()?)),
             _ => None,
         });
-        let numbers: Vec<String>;
-        let mut integers = Vec::new();
         let as_numbers = looks_like_numbers(samples);
         for (row, label) in labelled {
             let kind = match label {
@@ -60,8 +59,7 @@ impl LabelSet {
                 Label::Number(_) => {}
             }
         }
-        numbers = integers;
-        names.extend(numbers.iter().map(String::as_str));
+        names.extend(integers.iter().map(String::as_str));
         let problem_type = first.map_or(ProblemType::SingleLabel, |(kind, _)| kind);
         if problem_type == ProblemType::Regression {
             return Ok(Self { problem_type, names: vec!["LABEL_0".to_owned()] });
@@ -126,13 +124,17 @@ impl TextEncoder {
     /// A text or a pair of texts with its label.
     /// # Errors
     /// A sample of another kind, or a label that isn't in the set.
-    pub fn classification(&self, sample: &Sample, labels: &LabelSet) -> Result<Example, RowProblem> {
+    pub fn classification(
+        &self,
+        sample: &Sample,
+        labels: &LabelSet,
+    ) -> Result<Example, RowProblem> {
         let Sample::Classification(row) = sample else {
             return Err(unfit("labelled texts (`formatting: classification`)"));
         };
         let encoding = self.tokenizer.encoding(&row.text, row.text_pair.as_deref(), true)?;
         let labels = row.label.as_ref().map_or(Ok(Labels::None), |label| labels.encode(label))?;
-        Ok(self.example(&encoding, labels, &row.at))
+        Ok(self.example(self.cut(&encoding)?, encoding.len(), labels, &row.at))
     }
 }
 
@@ -141,7 +143,9 @@ impl TextEncoder {
 fn looks_like_numbers(samples: &[Sample]) -> bool {
     let mut any_point = false;
     for sample in samples {
-        let Sample::Classification(LabelledText { label: Some(label), .. }) = sample else { continue };
+        let Sample::Classification(LabelledText { label: Some(label), .. }) = sample else {
+            continue;
+        };
         match label {
             Label::Number(_) => any_point = true,
             Label::Integer(_) => {}

@@ -48,7 +48,11 @@ impl Encoder {
     /// the first).
     /// # Errors
     /// A row that isn't judged, or one that the template refuses.
-    pub fn judged(&self, sample: &Sample, kl_answer: &Message) -> Result<JudgedExample, RowProblem> {
+    pub fn judged(
+        &self,
+        sample: &Sample,
+        kl_answer: &Message,
+    ) -> Result<JudgedExample, RowProblem> {
         let conversation = as_conversation(sample)?;
         let Response::Judged { answer, desirable } = &conversation.response else {
             return Err(unfit("judged answers (`kto_tag`, or `label` in TRL's shape)"));
@@ -58,7 +62,11 @@ impl Encoder {
             let kept = infer_seqlen(prompt.len(), answer.len(), self.options.cutoff_len);
             self.join(&conversation, &prompt, &answer, kept)
         };
-        Ok(JudgedExample { example: example(answer)?, kl: example(kl_answer)?, desirable: *desirable })
+        Ok(JudgedExample {
+            example: example(answer)?,
+            kl: example(kl_answer)?,
+            desirable: *desirable,
+        })
     }
 
     /// A prompt to continue, with the tokens of the row's own answer, if any, as target.

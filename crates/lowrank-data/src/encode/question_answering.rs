@@ -1,10 +1,9 @@
 //! A question with windows of its context. Reference: transformers
 //! `examples/pytorch/question-answering/run_qa.py`, `prepare_train_features`.
 
-use tokenizers::Encoding;
-
+use super::cut::{Cut, Kept};
 use super::{Example, Labels, unfit};
-use crate::error::{Result, RowProblem};
+use crate::error::RowProblem;
 use crate::formats::{Question, Sample};
 use crate::tokenizer::{Special, Tokenizer};
 
@@ -41,12 +40,10 @@ pub struct QuestionEncoder {
 }
 
 impl QuestionEncoder {
-    /// Prepares a tokenizer to cut windows.
-    /// # Errors
-    /// A `max_length` that leaves no room beside `doc_stride`.
-    pub fn new(mut tokenizer: Tokenizer, options: QuestionOptions) -> Result<Self> {
-        tokenizer.set_truncation(options.max_length, Some(options.doc_stride))?;
-        Ok(Self { tokenizer, options })
+    /// Cuts windows as `options` say.
+    #[must_use]
+    pub fn new(tokenizer: Tokenizer, options: QuestionOptions) -> Self {
+        Self { tokenizer, options }
     }
 
     /// The tokenizer.
@@ -64,48 +61,32 @@ impl QuestionEncoder {
         };
         // Leading white space would only take room (and, as in run_qa.py, fail some tokenizers).
         let question = row.question.trim_start();
-        self.check_room(question)?;
-        let mut first = self.tokenizer.encoding(question, Some(&row.context), true)?;
-        let rest = first.take_overflowing();
-        Ok([first].iter().chain(&rest).map(|window| self.window(row, window)).collect())
-    }
-
-    /// Beside the question a window must hold more of the context than it shares with the next.
-    fn check_room(&self, question: &str) -> Result<(), RowProblem> {
-        let alone = self.tokenizer.encoding(question, Some(""), true)?.len();
+        let encoding = self.tokenizer.encoding(question, Some(&row.context), true)?;
         let QuestionOptions { max_length, doc_stride } = self.options;
-        if alone + doc_stride < max_length {
-            return Ok(());
-        }
-        Err(RowProblem::Other {
+        let cut = Cut::new(&encoding, self.tokenizer.truncates_left());
+        let windows = cut.windows(max_length, doc_stride).ok_or_else(|| RowProblem::Other {
             message: format!(
-                "the question takes {alone} tokens; with `doc_stride` {doc_stride} a window of \
-                 {max_length} has no room for the context"
+                "beside the question a window of {max_length} tokens has no room for more of the \
+                 context than the {doc_stride} that windows share (`doc_stride`)"
             ),
-        })
+        })?;
+        Ok(windows.into_iter().map(|window| self.window(row, window)).collect())
     }
 
-    fn window(&self, row: &Question, window: &Encoding) -> ContextWindow {
-        let ids = window.get_ids().to_vec();
-        let sequences = window.get_sequence_ids();
-        let in_context = |i: usize| sequences.get(i).copied().flatten() == Some(1);
-        let offsets: Vec<_> = window
-            .get_offsets()
-            .iter()
-            .enumerate()
-            .map(|(i, span)| in_context(i).then_some(*span))
-            .collect();
+    fn window(&self, row: &Question, window: Kept) -> ContextWindow {
         let cls = self.tokenizer.special_id(Special::Cls);
-        let cls = cls.and_then(|cls| ids.iter().position(|id| *id == cls)).unwrap_or(0);
+        let cls = cls.and_then(|cls| window.ids.iter().position(|id| *id == cls)).unwrap_or(0);
         let (start, end) = answer_bytes(row)
-            .and_then(|answer| tokens_of(&offsets, answer))
+            .and_then(|answer| tokens_of(&window.second, answer))
             .unwrap_or((cls, cls));
-        let token_type_ids =
-            self.tokenizer.uses_type_ids().then(|| window.get_type_ids().to_vec());
-        let labels = Labels::Span { start, end };
-        let source = row.at.clone();
-        let example = Example { input_ids: ids, labels, token_type_ids, source, cut: 0 };
-        ContextWindow { example, offsets }
+        let example = Example {
+            input_ids: window.ids,
+            labels: Labels::Span { start, end },
+            token_type_ids: self.tokenizer.uses_type_ids().then_some(window.type_ids),
+            source: row.at.clone(),
+            cut: 0,
+        };
+        ContextWindow { example, offsets: window.second }
     }
 }
 
@@ -123,11 +104,11 @@ fn tokens_of(
 ) -> Option<(usize, usize)> {
     let context = || offsets.iter().enumerate().filter_map(|(i, span)| Some((i, (*span)?)));
     let (_, (window_start, _)) = context().next()?;
-    let (_, (_, window_end)) = context().last()?;
+    let (_, (_, window_end)) = context().next_back()?;
     if start < window_start || end > window_end {
         return None;
     }
-    let first = context().filter(|(_, (s, _))| *s <= start).last()?;
+    let first = context().rfind(|(_, (s, _))| *s <= start)?;
     let last = context().find(|(_, (_, e))| *e >= end)?;
     Some((first.0, last.0))
 }

@@ -2,7 +2,6 @@
 //! `examples/pytorch/summarization/run_summarization.py`: input and target are encoded apart, each
 //! with the tokenizer's own special tokens.
 
-use super::text_encoder::cut_tokens;
 use super::{Example, Labels, TextEncoder, answer, as_conversation};
 use crate::conversation::Role;
 use crate::error::RowProblem;
@@ -29,11 +28,14 @@ impl TextEncoder {
             system => format!("{system}\n{prompt}"),
         };
         let target = self.tokenizer.encoding(&answer.content, None, true)?;
-        let labels = Labels::Target(target.get_ids().to_vec());
+        let kept_target = self.cut(&target)?.ids;
+        let cut_target = target.len() - kept_target.len();
         let source = self.tokenizer.encoding(&source, None, true)?;
-        let mut example = self.example(&source, labels, &conversation.at);
+        let kept = self.cut(&source)?;
+        let labels = Labels::Target(kept_target);
+        let mut example = self.example(kept, source.len(), labels, &conversation.at);
         example.token_type_ids = None;
-        example.cut += cut_tokens(&target);
+        example.cut += cut_target;
         Ok(example)
     }
 }

@@ -108,11 +108,8 @@ impl Ids<'_> {
         let source = source.get(..s).unwrap_or(source);
         let target = target.get(..t).unwrap_or(target);
         self.left -= s + t;
-        let mut labels = if options.train_on_prompt {
-            labels_of(source)?
-        } else {
-            vec![IGNORE_INDEX; s]
-        };
+        let mut labels =
+            if options.train_on_prompt { labels_of(source)? } else { vec![IGNORE_INDEX; s] };
         if self.encoder.chat.efficient_eos() && index > 0 && !options.train_on_prompt {
             // The answer before has no EOS of its own: the next prompt's first token stands for it.
             let eos = labels_of(&[self.encoder.eos()?])?;

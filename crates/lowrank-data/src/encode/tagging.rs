@@ -15,14 +15,15 @@ impl TextEncoder {
             return Err(unfit("tagged words (`formatting: tagging`)"));
         };
         let encoding = self.tokenizer.encode_words(&row.tokens)?;
+        let kept = self.cut(&encoding)?;
         let labels = match &row.tags {
             None => Labels::None,
             Some(names) => {
                 let ids = names.iter().map(|name| tags.id(name)).collect::<Result<Vec<_>, _>>()?;
-                Labels::Tokens(tag_labels(encoding.get_word_ids(), &ids))
+                Labels::Tokens(tag_labels(&kept.words, &ids))
             }
         };
-        Ok(self.example(&encoding, labels, &row.at))
+        Ok(self.example(kept, encoding.len(), labels, &row.at))
     }
 }
 

@@ -9,8 +9,10 @@ use crate::error::{DataError, Result};
 
 pub(super) fn read(path: &Path, separator: u8, sink: &mut Sink<'_>) -> Result<()> {
     let text = read_text(path)?;
-    let mut reader =
-        ::csv::ReaderBuilder::new().delimiter(separator).flexible(true).from_reader(text.as_bytes());
+    let mut reader = ::csv::ReaderBuilder::new()
+        .delimiter(separator)
+        .flexible(true)
+        .from_reader(text.as_bytes());
     let header = reader.headers().map_err(|e| DataError::file(path, e))?.clone();
     for row in reader.records() {
         if sink.is_full() {

@@ -56,8 +56,7 @@ fn response(record: &Record, entry: &DatasetEntry) -> Result<Response, RowProble
     let answer = |field: &str| Ok(Message::new(Role::Assistant, record.require_text(field)?));
     if let Some(field) = columns.get("kto_tag") {
         let tag = record.require(field)?;
-        let desirable =
-            tag.as_bool().ok_or_else(|| wrong_type(field, tag, "true or false"))?;
+        let desirable = tag.as_bool().ok_or_else(|| wrong_type(field, tag, "true or false"))?;
         let answer = answer(columns.get("response").unwrap_or("output"))?;
         return Ok(Response::Judged { answer, desirable });
     }

@@ -27,15 +27,12 @@ pub(super) fn tools(record: &Record, entry: &DatasetEntry) -> Result<String, Row
 }
 
 /// A field of a message; `place` is the message's own (`conversations[2]`).
-pub(super) fn part<'a>(
-    message: &'a Value,
-    key: &str,
-    place: &str,
-) -> Result<&'a str, RowProblem> {
+pub(super) fn part<'a>(message: &'a Value, key: &str, place: &str) -> Result<&'a str, RowProblem> {
     match message.get(key) {
         Some(value) => text(value, &format!("{place}.{key}")),
         None => {
-            let found = message.as_object().map(|m| m.keys().map(String::as_str).collect::<Vec<_>>());
+            let found =
+                message.as_object().map(|m| m.keys().map(String::as_str).collect::<Vec<_>>());
             Err(RowProblem::MissingField {
                 field: format!("{place}.{key}"),
                 found: crate::error::list(found.unwrap_or_default()),
@@ -49,7 +46,8 @@ pub(super) fn check_order(messages: &[Message], field: &str) -> Result<(), RowPr
     for (index, message) in messages.iter().enumerate() {
         let model = index % 2 == 1;
         if message.role.is_model() != model {
-            let must_be = if model { "an assistant or function turn" } else { "a user or observation turn" };
+            let must_be =
+                if model { "an assistant or function turn" } else { "a user or observation turn" };
             return Err(RowProblem::RoleOrder {
                 field: field.to_owned(),
                 index,

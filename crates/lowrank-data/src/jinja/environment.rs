@@ -29,25 +29,23 @@ impl Program {
     /// # Errors
     /// A syntax error, with its line in the template.
     pub(super) fn new(folder: &Path, source: &str, now: Option<DateTime>) -> Result<Self> {
-        let wrong = |message: String| DataError::ChatTemplate { folder: folder.to_owned(), message };
+        let wrong =
+            |message: String| DataError::ChatTemplate { folder: folder.to_owned(), message };
         let source = without_generation_tags(source).map_err(wrong)?;
         let mut environment = Environment::new();
-        let syntax =
-            SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|e| wrong(e.to_string()))?);
         environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.set_formatter(|out, _, value| {
-            out.write_str(&display(value)?).map_err(Error::from)
-        });
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment
+            .set_formatter(|out, _, value| out.write_str(&display(value)?).map_err(Error::from));
         environment.add_filter("tojson", tojson);
         environment.add_function("raise_exception", |message: String| {
             Err::<Value, _>(Error::new(ErrorKind::InvalidOperation, message))
         });
         environment.add_function("strftime_now", move |format: String| strftime(now, &format));
-        environment
-            .add_template_owned(NAME, source)
-            .map_err(|e| wrong(format!("{e:#}")))?;
+        environment.add_template_owned(NAME, source).map_err(|e| wrong(format!("{e:#}")))?;
         Ok(Self { environment: Arc::new(environment) })
     }
 
@@ -70,7 +68,8 @@ impl Program {
 /// replaced by a condition that always holds, which trims white space in the same way.
 fn without_generation_tags(source: &str) -> Result<String, String> {
     let open = Regex::new(r"\{%([-+]?)\s*generation\s*([-+]?)%\}").map_err(|e| e.to_string())?;
-    let close = Regex::new(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}").map_err(|e| e.to_string())?;
+    let close =
+        Regex::new(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}").map_err(|e| e.to_string())?;
     let opened = open.replace_all(source, "{%$1 if true $2%}");
     Ok(close.replace_all(&opened, "{%$1 endif $2%}").into_owned())
 }
@@ -103,8 +102,7 @@ fn tojson(value: &Value, options: Kwargs) -> Result<Value, Error> {
 }
 
 fn json(value: &Value) -> Result<serde_json::Value, Error> {
-    serde_json::to_value(value)
-        .map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))
+    serde_json::to_value(value).map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))
 }
 
 /// A value as Python's `str()` writes it.

@@ -24,10 +24,10 @@ impl Template {
     pub fn fix_tokenizer(&self, tokenizer: &mut Tokenizer) -> Result<TokenizerFixes> {
         let mut fixes = TokenizerFixes::default();
         let mut stop_words = self.stop_words.iter();
-        if self.replace_eos {
-            if let Some(eos) = stop_words.next() {
-                set(tokenizer, &mut fixes, Special::Eos, eos)?;
-            }
+        if self.replace_eos
+            && let Some(eos) = stop_words.next()
+        {
+            set(tokenizer, &mut fixes, Special::Eos, eos)?;
         }
         supply_missing(tokenizer, &mut fixes)?;
         for word in stop_words {

@@ -22,7 +22,8 @@ impl Template {
         let only_last = self.mask_history && !self.preserve_thinking;
         let remove_earlier = self.enable_thinking == Some(false) || only_last;
         for (i, message) in messages.iter_mut().enumerate() {
-            let remove = if i == last { self.enable_thinking == Some(false) } else { remove_earlier };
+            let remove =
+                if i == last { self.enable_thinking == Some(false) } else { remove_earlier };
             if i % 2 == 1 && remove {
                 self.remove_thought(message);
             }
@@ -54,8 +55,11 @@ impl Template {
         let mut messages = conversation.with_answer(answer);
         let last = messages.len().saturating_sub(1);
         for (i, message) in messages.iter_mut().enumerate() {
-            let remove =
-                if i == last { self.enable_thinking == Some(false) } else { !self.preserve_thinking };
+            let remove = if i == last {
+                self.enable_thinking == Some(false)
+            } else {
+                !self.preserve_thinking
+            };
             if i % 2 == 1 && remove {
                 self.remove_thought(message);
             }

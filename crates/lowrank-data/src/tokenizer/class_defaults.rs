@@ -8,16 +8,17 @@ pub(super) fn special(class: &str, which: Special) -> Option<&'static str> {
     use Special::{Bos, Cls, Eos, Mask, Pad, Sep, Unk};
     let class = class.strip_suffix("Fast").unwrap_or(class);
     let token = match (class, which) {
-        ("BertTokenizer" | "DistilBertTokenizer" | "ElectraTokenizer" | "MobileBertTokenizer", _) => {
-            match which {
-                Cls => "[CLS]",
-                Sep => "[SEP]",
-                Pad => "[PAD]",
-                Unk => "[UNK]",
-                Mask => "[MASK]",
-                Bos | Eos => return None,
-            }
-        }
+        (
+            "BertTokenizer" | "DistilBertTokenizer" | "ElectraTokenizer" | "MobileBertTokenizer",
+            _,
+        ) => match which {
+            Cls => "[CLS]",
+            Sep => "[SEP]",
+            Pad => "[PAD]",
+            Unk => "[UNK]",
+            Mask => "[MASK]",
+            Bos | Eos => return None,
+        },
         ("RobertaTokenizer" | "XLMRobertaTokenizer" | "BartTokenizer", _) => match which {
             Bos | Cls => "<s>",
             Eos | Sep => "</s>",

@@ -38,10 +38,8 @@ pub(super) fn minimax2_tools(tools: &[Value]) -> String {
 }
 
 pub(super) fn minimax2_call(call: &Call) -> String {
-    let arguments: Vec<_> = call
-        .pairs()
-        .map(|(k, v)| format!("<parameter name=\"{k}\">{v}</parameter>\n"))
-        .collect();
+    let arguments: Vec<_> =
+        call.pairs().map(|(k, v)| format!("<parameter name=\"{k}\">{v}</parameter>\n")).collect();
     format!("<invoke name=\"{}\">\n{}</invoke>", call.name, arguments.concat())
 }
 

@@ -1,6 +1,5 @@
 //! GPT-2: pre-norm blocks, learned positions, queries, keys and values from one layer.
-//! Paper: "Language Models are Unsupervised Multitask Learners" (2019). Reference: transformers
-//! `models/gpt2/modeling_gpt2.py`.
+//! Paper: Radford et al., 2019. Reference: transformers `models/gpt2/modeling_gpt2.py`.
 
 use std::sync::Arc;
 
@@ -17,10 +16,10 @@ use super::{Architecture, Family, Parts};
 use crate::{
     Builder, Cache, Config, Context, DropoutSite, Input, Network, Result, Sequences, Task,
     blocks::{
-        feed_forward::FeedForward, fused_attention::FusedAttention,
-        multi_head::divided_attention, positions::LearnedPositions,
+        feed_forward::FeedForward, fused_attention::FusedAttention, multi_head::divided_attention,
+        positions::LearnedPositions, pre_norm::PreNorm,
     },
-    recompute_block,
+    network::run_blocks,
     task_heads::{DECODER_TASKS, DecoderHeads, decoder_head},
 };
 
@@ -45,8 +44,16 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     if c.switch_or("add_cross_attention", false)? {
         return Err(c.not_implemented("add_cross_attention", "false"));
     }
-    let base = if task == Task::FeatureExtraction { "" } else { "transformer" };
-    let network = Arc::new(Gpt2::build(c, &b.at(base))?);
+    let base = b.at(if task == Task::FeatureExtraction { "" } else { "transformer" });
+    let hidden = c.size("n_embd")?;
+    let blocks = (0..c.size("n_layer")?).map(|i| Block::build(c, i, &base.nth("h", i)));
+    let network = Arc::new(Gpt2 {
+        wte: base.embedding("wte", c.size("vocab_size")?, hidden)?,
+        wpe: LearnedPositions::build("wpe", "n_positions", hidden, c, &base)?,
+        drop: base.dropout("drop", c.probability_or("embd_pdrop", 0.1)?),
+        h: blocks.collect::<Result<_>>()?,
+        ln_f: base.layer_norm("ln_f", hidden, c.epsilon_or("layer_norm_epsilon", 1e-5)?)?,
+    });
     let names =
         DecoderHeads { token_classifier: "classifier", token_dropout: ("hidden_dropout", 0.1) };
     let head = decoder_head(task, c, network.as_ref(), names, b)?;
@@ -64,38 +71,36 @@ struct Gpt2 {
 
 #[derive(Clone, Debug)]
 struct Block {
-    ln_1: Norm,
+    ln_1: PreNorm,
     attn: FusedAttention,
-    ln_2: Norm,
+    ln_2: PreNorm,
     mlp: FeedForward,
-    attn_dropout: DropoutSite,
-    mlp_dropout: DropoutSite,
 }
 
 impl Block {
     fn build(c: &Config, index: usize, b: &Builder) -> Result<Self> {
         let hidden = c.size("n_embd")?;
         let inner = c.size_or("n_inner", 4 * hidden)?;
-        let norm = |name| b.layer_norm(name, hidden, c.epsilon_or("layer_norm_epsilon", 1e-5)?);
+        let eps = c.epsilon_or("layer_norm_epsilon", 1e-5)?;
         let resid_pdrop = c.probability_or("resid_pdrop", 0.1)?;
+        let pre_norm = |name, dropout| -> Result<PreNorm> {
+            let norm = b.layer_norm(name, hidden, eps)?;
+            Ok(PreNorm { norm, dropout: b.dropout(dropout, resid_pdrop) })
+        };
         Ok(Self {
-            ln_1: norm("ln_1")?,
+            ln_1: pre_norm("ln_1", "attn.resid_dropout")?,
             attn: FusedAttention {
                 qkv: b.conv1d("attn.c_attn", hidden, 3 * hidden)?,
                 output: b.conv1d("attn.c_proj", hidden, hidden)?,
                 shape: attention(c, index)?,
                 dropout: b.dropout("attn.attn_dropout", c.probability_or("attn_pdrop", 0.1)?),
             },
-            ln_2: norm("ln_2")?,
-            mlp: FeedForward {
-                gate: None,
-                up: b.conv1d("mlp.c_fc", hidden, inner)?,
-                activation: c.activation("activation_function", "gelu_new")?,
-                dropout: None,
-                down: b.conv1d("mlp.c_proj", inner, hidden)?,
-            },
-            attn_dropout: b.dropout("attn.resid_dropout", resid_pdrop),
-            mlp_dropout: b.dropout("mlp.dropout", resid_pdrop),
+            ln_2: pre_norm("ln_2", "mlp.dropout")?,
+            mlp: FeedForward::plain(
+                b.conv1d("mlp.c_fc", hidden, inner)?,
+                c.activation("activation_function", "gelu_new")?,
+                b.conv1d("mlp.c_proj", inner, hidden)?,
+            ),
         })
     }
 
@@ -106,10 +111,9 @@ impl Block {
         cache: Option<&mut [KeyValues]>,
         pass: &Pass,
     ) -> ComputeResult<Value> {
-        let mixed = self.attn.forward(&self.ln_1.forward(x, pass)?, sequences, cache, pass)?;
-        let x = ops::add(x, &self.attn_dropout.forward(&mixed, pass)?)?;
-        let y = self.mlp.forward(&self.ln_2.forward(&x, pass)?, pass)?;
-        ops::add(&x, &self.mlp_dropout.forward(&y, pass)?)
+        let attn = |x: &Value| self.attn.forward(x, sequences, cache, pass);
+        let x = self.ln_1.around(x, pass, attn)?;
+        self.ln_2.around(&x, pass, |x| self.mlp.forward(x, pass))
     }
 }
 
@@ -122,31 +126,8 @@ fn attention(c: &Config, index: usize) -> Result<AttentionShape> {
     Ok(AttentionShape { causal: true, scale: scale / layer, ..shape })
 }
 
-impl Gpt2 {
-    fn build(c: &Config, b: &Builder) -> Result<Self> {
-        let hidden = c.size("n_embd")?;
-        let (wte, wpe) = (
-            b.embedding("wte", c.size("vocab_size")?, hidden)?,
-            LearnedPositions::build("wpe", "n_positions", hidden, c, b)?,
-        );
-        let h = (0..c.size("n_layer")?).map(|i| Block::build(c, i, &b.nth("h", i)));
-        Ok(Self {
-            wte,
-            wpe,
-            drop: b.dropout("drop", c.probability_or("embd_pdrop", 0.1)?),
-            h: h.collect::<Result<_>>()?,
-            ln_f: b.layer_norm("ln_f", hidden, c.epsilon_or("layer_norm_epsilon", 1e-5)?)?,
-        })
-    }
-}
-
 impl Network for Gpt2 {
-    fn forward(
-        &self,
-        input: &Input,
-        mut context: Context<'_>,
-        pass: &Pass,
-    ) -> ComputeResult<Value> {
+    fn forward(&self, input: &Input, context: Context<'_>, pass: &Pass) -> ComputeResult<Value> {
         let sequences = &input.sequences;
         let mut x = self.wte.forward(&input.ids, pass)?;
         x = ops::add(&x, &self.wpe.forward(sequences, pass)?)?;
@@ -154,17 +135,7 @@ impl Network for Gpt2 {
             x = ops::add(&x, &self.wte.forward(types, pass)?)?;
         }
         x = self.drop.forward(&x, pass)?;
-        for (i, block) in self.h.iter().enumerate() {
-            x = match context.cache.as_deref_mut() {
-                Some(cache) => block.forward(&x, sequences, Some(cache.layer(i)), pass)?,
-                None => {
-                    let (block, sequences, own) = (block.clone(), sequences.clone(), pass.clone());
-                    recompute_block(pass, &[&x], move |x| {
-                        block.forward(&x[0], &sequences, None, &own)
-                    })?
-                }
-            };
-        }
+        x = run_blocks(&self.h, x, sequences, context.cache, pass, Block::forward)?;
         self.ln_f.forward(&x, pass)
     }
 

@@ -69,7 +69,11 @@ fn shape(c: &Config, is_decoder: bool) -> Result<StackShape> {
     Ok(StackShape {
         d_model: c.size("d_model")?,
         d_ff: c.size("d_ff")?,
-        num_layers: if is_decoder { c.size_or("num_decoder_layers", num_layers)? } else { num_layers },
+        num_layers: if is_decoder {
+            c.size_or("num_decoder_layers", num_layers)?
+        } else {
+            num_layers
+        },
         attention: full_attention(c.size("num_heads")?, c.size("d_kv")?),
         buckets: Buckets::from_config(c, !is_decoder)?,
         is_decoder,

@@ -6,15 +6,19 @@ use std::sync::Arc;
 
 use lowrank_autograd::{
     Result, Value,
-    ops::{self, Activation, AttentionShape},
+    ops::{self, Activation, AttentionShape, KeyValues},
 };
 use lowrank_peft::{
     Pass,
     layers::{Embedding, Norm},
 };
 
-use super::{feed_forward::FeedForward, multi_head::MultiHeadAttention, positions::LearnedPositions};
-use crate::{Builder, Config, Context, DropoutSite, Input, Network, Sequences, recompute_block};
+use super::{
+    feed_forward::FeedForward, multi_head::MultiHeadAttention, positions::LearnedPositions,
+};
+use crate::{
+    Builder, Config, Context, DropoutSite, Input, Network, Sequences, network::run_blocks,
+};
 
 /// What distinguishes one member of the family from another, and its sizes.
 #[derive(Clone, Debug)]
@@ -127,18 +131,22 @@ impl Layer {
                 dropout: b.dropout("attention.self.dropout", s.attention_probs_dropout_prob),
             },
             attention_output: Residual::build(s, &b.at("attention.output"))?,
-            feed_forward: FeedForward {
-                gate: None,
-                up: b.linear("intermediate.dense", hidden, inner, true)?,
-                activation: s.hidden_act,
-                dropout: None,
-                down: b.linear("output.dense", inner, hidden, true)?,
-            },
+            feed_forward: FeedForward::plain(
+                b.linear("intermediate.dense", hidden, inner, true)?,
+                s.hidden_act,
+                b.linear("output.dense", inner, hidden, true)?,
+            ),
             output: Residual::build(s, &b.at("output"))?,
         })
     }
 
-    fn forward(&self, x: &Value, sequences: &Sequences, pass: &Pass) -> Result<Value> {
+    fn forward(
+        &self,
+        x: &Value,
+        sequences: &Sequences,
+        _: Option<&mut [KeyValues]>,
+        pass: &Pass,
+    ) -> Result<Value> {
         let mixed = self.attention.forward(x, None, sequences, None, pass)?;
         let x = self.attention_output.forward(x, &mixed, pass)?;
         self.output.forward(&x, &self.feed_forward.forward(&x, pass)?, pass)
@@ -160,12 +168,8 @@ impl Encoder {
 
 impl Network for Encoder {
     fn forward(&self, input: &Input, _: Context<'_>, pass: &Pass) -> Result<Value> {
-        let mut x = self.embeddings.forward(input, pass)?;
-        for layer in &self.layer {
-            let (layer, sequences, own) = (layer.clone(), input.sequences.clone(), pass.clone());
-            x = recompute_block(pass, &[&x], move |x| layer.forward(&x[0], &sequences, &own))?;
-        }
-        Ok(x)
+        let x = self.embeddings.forward(input, pass)?;
+        run_blocks(&self.layer, x, &input.sequences, None, pass, Layer::forward)
     }
 
     fn table(&self) -> &Embedding {

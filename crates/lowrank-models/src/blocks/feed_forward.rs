@@ -25,6 +25,11 @@ pub struct FeedForward {
 }
 
 impl FeedForward {
+    /// Two layers with an activation between them.
+    pub fn plain(up: Linear, activation: Activation, down: Linear) -> Self {
+        Self { gate: None, up, activation, dropout: None, down }
+    }
+
     /// `x` `[n, hidden_size]` → the same.
     ///
     /// # Errors

@@ -105,7 +105,6 @@ impl MultiHeadAttention {
         };
         let q = self.query.forward(x, pass)?;
         let (spans, mask) = (sequences.across(&source.sequences), self.dropout.mask(pass));
-        self.output
-            .forward(&ops::attention(&q, &k, &v, None, &self.shape, &spans, mask)?, pass)
+        self.output.forward(&ops::attention(&q, &k, &v, None, &self.shape, &spans, mask)?, pass)
     }
 }

@@ -28,8 +28,11 @@ impl Buckets {
     pub fn from_config(c: &Config, bidirectional: bool) -> crate::Result<Self> {
         let (buckets, distance) =
             ("relative_attention_num_buckets", "relative_attention_max_distance");
-        let found =
-            Self { num_buckets: c.size_or(buckets, 32)?, max_distance: c.size_or(distance, 128)?, bidirectional };
+        let found = Self {
+            num_buckets: c.size_or(buckets, 32)?,
+            max_distance: c.size_or(distance, 128)?,
+            bidirectional,
+        };
         if found.num_buckets < 4 {
             return Err(c.wrong(buckets, "at least 4"));
         }
@@ -77,7 +80,10 @@ impl RelativePositions {
     /// When it is missing or misshapen.
     pub fn build(buckets: Buckets, heads: usize, b: &Builder) -> crate::Result<Self> {
         let name = "relative_attention_bias";
-        Ok(Self { relative_attention_bias: b.embedding(name, buckets.num_buckets, heads)?, buckets })
+        Ok(Self {
+            relative_attention_bias: b.embedding(name, buckets.num_buckets, heads)?,
+            buckets,
+        })
     }
 
     /// What is added to the scores by distance, `[2L-1, heads]` for sequences that reach up to `L`
@@ -89,5 +95,27 @@ impl RelativePositions {
         let furthest = sequences.positions.iter().max().map_or(0, |&last| i64::from(last));
         let ids: Arc<[u32]> = (-furthest..=furthest).map(|d| self.buckets.of(d)).collect();
         self.relative_attention_bias.forward(&ids, pass)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The distances at which a bucket begins, looking back.
+    fn starts(buckets: Buckets) -> Vec<i64> {
+        let begins = |d: &i64| *d == 0 || buckets.of(-d) != buckets.of(1 - d);
+        (0..400).filter(begins).collect()
+    }
+
+    #[test] // numbers of transformers 5.24, `T5Attention._relative_position_bucket`
+    fn buckets_begin_where_transformers_begins_them() {
+        let both = Buckets { num_buckets: 32, max_distance: 128, bidirectional: true };
+        assert_eq!(starts(both), [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91]);
+        assert_eq!([1, 2, 9, 500, -500].map(|d| both.of(d)), [17, 18, 24, 31, 15]);
+        let back = Buckets { bidirectional: false, ..both };
+        let far = [16, 19, 21, 24, 27, 31, 35, 40, 46, 52, 59, 67, 77, 87, 99, 113];
+        assert_eq!(starts(back), (0..16).chain(far).collect::<Vec<_>>());
+        assert_eq!([1, 2, 9, 500, -500].map(|d| back.of(d)), [0, 0, 0, 0, 31]);
     }
 }

@@ -4,7 +4,7 @@
 
 use lowrank_autograd::{
     Result, Value,
-    ops::{self, Activation, AttentionShape},
+    ops::{Activation, AttentionShape},
 };
 use lowrank_peft::{
     Pass,
@@ -14,6 +14,7 @@ use lowrank_peft::{
 use super::{
     feed_forward::FeedForward,
     multi_head::MultiHeadAttention,
+    pre_norm::PreNorm,
     relative_position::{Buckets, RelativePositions},
 };
 use crate::{
@@ -60,36 +61,15 @@ struct Block {
     self_attention: MultiHeadAttention,
     /// In block 0 alone; the blocks after it share its result.
     positions: Option<RelativePositions>,
-    around_self_attention: Residual,
-    cross_attention: Option<(MultiHeadAttention, Residual)>,
+    around_self_attention: PreNorm,
+    cross_attention: Option<(MultiHeadAttention, PreNorm)>,
     feed_forward: FeedForward,
-    around_feed_forward: Residual,
+    around_feed_forward: PreNorm,
 }
 
-/// `x + drop(f(norm(x)))`
-#[derive(Clone, Debug)]
-struct Residual {
-    layer_norm: Norm,
-    dropout: DropoutSite,
-}
-
-impl Residual {
-    fn build(s: &StackShape, b: &Builder) -> crate::Result<Self> {
-        Ok(Self {
-            layer_norm: b.rms_norm("layer_norm", s.d_model, s.layer_norm_epsilon)?,
-            dropout: b.dropout("dropout", s.dropout_rate),
-        })
-    }
-
-    fn around(
-        &self,
-        x: &Value,
-        pass: &Pass,
-        f: impl FnOnce(&Value) -> Result<Value>,
-    ) -> Result<Value> {
-        let y = f(&self.layer_norm.forward(x, pass)?)?;
-        ops::add(x, &self.dropout.forward(&y, pass)?)
-    }
+fn pre_norm(s: &StackShape, b: &Builder) -> crate::Result<PreNorm> {
+    let norm = b.rms_norm("layer_norm", s.d_model, s.layer_norm_epsilon)?;
+    Ok(PreNorm { norm, dropout: b.dropout("dropout", s.dropout_rate) })
 }
 
 fn attention(s: &StackShape, causal: bool, b: &Builder) -> crate::Result<MultiHeadAttention> {
@@ -124,12 +104,11 @@ impl Block {
         let positions =
             (index == 0).then(|| RelativePositions::build(s.buckets, s.attention.heads, &own));
         let positions = positions.transpose()?;
-        let around_self_attention = Residual::build(s, &sub(0))?;
+        let around_self_attention = pre_norm(s, &sub(0))?;
         let cross_attention = match s.is_decoder {
-            true => Some((
-                attention(s, false, &sub(1).at("EncDecAttention"))?,
-                Residual::build(s, &sub(1))?,
-            )),
+            true => {
+                Some((attention(s, false, &sub(1).at("EncDecAttention"))?, pre_norm(s, &sub(1))?))
+            }
             false => None,
         };
         let last = sub(1 + usize::from(s.is_decoder));
@@ -139,7 +118,7 @@ impl Block {
             around_self_attention,
             cross_attention,
             feed_forward: feed_forward(s, &last.at("DenseReluDense"))?,
-            around_feed_forward: Residual::build(s, &last)?,
+            around_feed_forward: pre_norm(s, &last)?,
         })
     }
 
@@ -153,9 +132,9 @@ impl Block {
         pass: &Pass,
     ) -> Result<Value> {
         let (own, cross) = cache.map(|cache| (cache.own, cache.cross)).unzip();
-        let mut x = self.around_self_attention.around(x, pass, |x| {
-            self.self_attention.forward(x, bias, sequences, own, pass)
-        })?;
+        let mut x = self
+            .around_self_attention
+            .around(x, pass, |x| self.self_attention.forward(x, bias, sequences, own, pass))?;
         if let (Some((attention, residual)), Some(source)) = (&self.cross_attention, source) {
             x = residual
                 .around(&x, pass, |x| attention.across(x, source, sequences, cross, pass))?;

@@ -83,13 +83,14 @@ fn compute(
     with_adapter: bool,
 ) -> anyhow::Result<BTreeMap<String, Tensor>> {
     let mut results = BTreeMap::new();
-    let (batch, layout) = case.batch(model.model())?;
+    let (whole, layout) = case.batch(model.model())?;
+    let batch = if with_adapter { as_peft_reads(&whole, model.model()) } else { whole.clone() };
     let passes = Passes::inference(model);
-    let logits_of = |model: &PeftModel| -> anyhow::Result<Tensor> {
-        let rows = logits(model.model(), &batch, None, &Passes::inference(model))?;
+    let logits_of = |model: &PeftModel, batch: &Batch| -> anyhow::Result<Tensor> {
+        let rows = logits(model.model(), batch, None, &Passes::inference(model))?;
         layout.pad(rows.data())
     };
-    results.insert("logits".to_owned(), logits_of(model)?);
+    results.insert("logits".to_owned(), logits_of(model, &batch)?);
     if batch.targets.count() > 0 {
         let loss = mean_loss(model, &batch, &passes)?;
         results.insert("loss".to_owned(), Tensor::new(loss, &Device::Cpu)?);
@@ -99,11 +100,22 @@ fn compute(
     }
     if with_adapter {
         model.merge_adapter()?;
-        results.insert("merged_logits".to_owned(), logits_of(model)?);
+        results.insert("merged_logits".to_owned(), logits_of(model, &whole)?);
         model.unmerge_adapter();
         train(model, &batch, &mut results)?;
     }
     Ok(results)
+}
+
+/// The batch as PEFT 0.21 hands it on: `PeftModelForQuestionAnswering.forward` takes
+/// `token_type_ids` and doesn't pass them to the model. Only comparisons follow it there; training
+/// and prediction read the segments, so that an adapter does the same merged and unmerged.
+fn as_peft_reads(batch: &Batch, model: &Model) -> Batch {
+    let mut batch = batch.clone();
+    if model.task == Task::QuestionAns {
+        batch.input.token_types = None;
+    }
+    batch
 }
 
 fn mean_loss(model: &PeftModel, batch: &Batch, passes: &Passes) -> anyhow::Result<f32> {
