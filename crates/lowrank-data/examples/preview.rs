@@ -1,5 +1,5 @@
 //! Prints encoded rows as JSON lines: `preview RECIPE --json --all`, where RECIPE has a line
-//! `key: JSON` for each key. For comparing with LLaMA-Factory: `shared/oracle/check_data.py`.
+//! `key: JSON` for each key. For comparing with LLaMA-Factory.
 
 use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -86,6 +86,16 @@ pub struct Conversation {
 }
 
 impl Conversation {
+    /// The answer that the row itself has; of a pair the chosen one.
+    #[must_use]
+    pub fn own_answer(&self) -> Option<&Message> {
+        match &self.response {
+            Response::None => None,
+            Response::Answer(answer) | Response::Judged { answer, .. } => Some(answer),
+            Response::Pair { chosen, .. } => Some(chosen),
+        }
+    }
+
     /// Prompt and `answer` as one list.
     #[must_use]
     pub fn with_answer(&self, answer: &Message) -> Vec<Message> {

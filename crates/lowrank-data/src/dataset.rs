@@ -1,6 +1,6 @@
-//! Data sets by name, read, mixed and split. Reference: `recipes.md` §2, **Order**: each set is
-//! read, sampled (`num_samples`), limited (`max_samples`) and converted; then they are mixed and
-//! the evaluation part is split off.
+//! Data sets by name, read, mixed and split. Reference: LLaMA-Factory 0.9.5 `data/loader.py`: each
+//! set is read, sampled (`num_samples`), limited (`max_samples`) and converted; then they are mixed
+//! and the evaluation part is split off.
 
 use crate::dataset_info::{DatasetEntry, find};
 use crate::error::{DataError, Result, RowProblem, RowRef, list};
@@ -31,7 +31,7 @@ impl Dataset {
         let mut sets = Vec::with_capacity(options.dataset.len());
         let mut all = Self::default();
         for name in &options.dataset {
-            let entry = find(&options.dataset_dir, name)?;
+            let entry = find(options, name)?;
             let set = Self::load(entry, options)?;
             all.skipped.extend(set.skipped);
             all.labels = all.labels.or(set.labels);

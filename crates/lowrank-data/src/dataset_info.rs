@@ -1,5 +1,6 @@
 //! `dataset_info.json`: data sets by name, as LLaMA-Factory describes them, with formats of our
-//! own for tasks it doesn't have. Reference: `shared/reference/recipes.md` §2.
+//! own for tasks it doesn't have. Reference: LLaMA-Factory 0.9.5
+//! `data/parser.py`.
 //!
 //! As there, once an entry has `columns` (or `tags`), those it doesn't name are absent rather than
 //! at their defaults. Only the formats `alpaca`, `sharegpt` and `openai` have that trap.
@@ -11,6 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{DataError, Result, describe, nearest};
 use crate::formats::Formatting;
+use crate::options::DataOptions;
 
 const SOURCES: [&str; 5] =
     ["hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name"];
@@ -134,29 +136,49 @@ impl DatasetEntry {
     }
 }
 
-/// The entry `name` of `dataset_dir/dataset_info.json`, or of a file with that path.
+/// The entry `name` of `dataset_dir/dataset_info.json` or of the recipe's own `dataset_info`; or
+/// a file with that path.
 /// # Errors
 /// A missing or malformed `dataset_info.json`, an unknown name or key, a source that would need
 /// the network.
-pub fn find(dataset_dir: &Path, name: &str) -> Result<DatasetEntry> {
-    let path = dataset_dir.join("dataset_info.json");
-    if !path.is_file() {
-        return as_path(dataset_dir, name).ok_or(DataError::NoDatasetInfo { path });
+pub fn find(options: &DataOptions, name: &str) -> Result<DatasetEntry> {
+    let folder = options.dataset_dir.as_path();
+    let remote = folder.to_str().is_some_and(|f| f == "ONLINE" || f.starts_with("REMOTE:"));
+    if remote {
+        let message = "`ONLINE` and `REMOTE:` need the network, which lowrank never uses; \
+                       download the data and name its folder"
+            .to_owned();
+        return Err(DataError::Option { option: "dataset_dir", message });
     }
-    let text = std::fs::read_to_string(&path).map_err(|e| DataError::io(&path, e))?;
-    let info: Map<String, Value> = serde_json::from_str(&text).map_err(|e| DataError::Syntax {
-        path: path.clone(),
-        line: e.line(),
-        message: e.to_string(),
-    })?;
+    let path = folder.join("dataset_info.json");
+    let read;
+    let info = match &options.dataset_info {
+        Some(info) => info,
+        None if !path.is_file() => {
+            return as_path(folder, name).ok_or(DataError::NoDatasetInfo { path });
+        }
+        None => {
+            read = read_info(&path)?;
+            &read
+        }
+    };
     match info.get(name) {
-        Some(entry) => Reader { path: &path, name }.entry(dataset_dir, entry),
-        None => as_path(dataset_dir, name).ok_or_else(|| DataError::UnknownDataset {
+        Some(entry) => Reader { path: &path, name }.entry(folder, entry),
+        None => as_path(folder, name).ok_or_else(|| DataError::UnknownDataset {
             path,
             name: name.to_owned(),
             nearest: nearest(name, info.keys().map(String::as_str)),
         }),
     }
+}
+
+fn read_info(path: &Path) -> Result<Map<String, Value>> {
+    let text = std::fs::read_to_string(path).map_err(|e| DataError::io(path, e))?;
+    serde_json::from_str(&text).map_err(|e| DataError::Syntax {
+        path: path.to_owned(),
+        line: e.line(),
+        message: e.to_string(),
+    })
 }
 
 /// `name` as a path, from the working folder or from `dataset_dir`.

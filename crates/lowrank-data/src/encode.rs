@@ -69,6 +69,15 @@ pub struct Example {
 }
 
 impl Example {
+    /// Whether the token at a position is trained.
+    #[must_use]
+    pub fn is_trained(&self, position: usize) -> bool {
+        match &self.labels {
+            Labels::Tokens(labels) => labels.get(position).is_some_and(|l| *l != IGNORE_INDEX),
+            _ => false,
+        }
+    }
+
     /// Positions that are trained.
     #[must_use]
     pub fn targets(&self) -> usize {

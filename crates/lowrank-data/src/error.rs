@@ -75,8 +75,6 @@ pub enum DataError {
     NoTokenizer { folder: PathBuf, advice: &'static str },
     #[error("tokenizer of `{}`: {message}", .folder.display())]
     Tokenizer { folder: PathBuf, message: String },
-    #[error("template `{template}` needs the token `{token}`, which the tokenizer doesn't have")]
-    NoToken { template: String, token: String },
 
     #[error("unknown template `{name}`{}", did_you_mean(.nearest))]
     UnknownTemplate { name: String, nearest: Option<String> },
@@ -89,11 +87,6 @@ pub enum DataError {
     UnknownToolFormat { name: String, nearest: Option<String> },
     #[error("the built-in chat templates can't be read: {message}")]
     TemplateTable { message: String },
-    #[error(
-        "`{}` has no chat template; name one with `template`, e.g. `template: chatml`",
-        .folder.display()
-    )]
-    NoChatTemplate { folder: PathBuf },
     #[error("chat template of `{}`: {message}", .folder.display())]
     ChatTemplate { folder: PathBuf, message: String },
 

@@ -131,17 +131,23 @@ impl JinjaTemplate {
         let tools = tools(&conversation.tools)?;
         let program = if tools.is_null() { &self.plain } else { &self.with_tools };
         let messages = match &conversation.original {
-            Some(original) => self.original(original),
+            Some(original) => self.original(original, conversation, answer)?,
             None => self.written(conversation, answer)?,
         };
         Ok(Chat { template: self, program, messages, tools })
     }
 
-    /// Messages as the data has them, without keys that are null.
-    fn original(&self, original: &[Value]) -> Vec<Value> {
+    /// Messages as the data has them, without keys that are null. Another answer than the row's own
+    /// takes its place.
+    fn original(
+        &self,
+        original: &[Value],
+        conversation: &Conversation,
+        answer: Option<&Message>,
+    ) -> Result<Vec<Value>, RowProblem> {
         let mut messages = Vec::with_capacity(original.len() + 1);
-        let role = |m: &Value| m.get("role").and_then(Value::as_str).map(str::to_owned);
-        let has_system = original.first().and_then(role).is_some_and(|r| r == "system");
+        let is = |m: &Value, role: &str| m.get("role").and_then(Value::as_str) == Some(role);
+        let has_system = original.first().is_some_and(|m| is(m, "system"));
         if !has_system && !self.default_system.is_empty() {
             messages.push(json!({"role": "system", "content": self.default_system}));
         }
@@ -150,7 +156,13 @@ impl JinjaTemplate {
             let kept = entries.filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone()));
             messages.push(Value::Object(kept.collect()));
         }
-        messages
+        if answer.is_none() || answer != conversation.own_answer() {
+            if messages.last().is_some_and(|m| is(m, "assistant")) {
+                messages.pop();
+            }
+            messages.extend(answer.map(written).transpose()?);
+        }
+        Ok(messages)
     }
 
     /// The messages as OpenAI spells them.
@@ -168,12 +180,7 @@ impl JinjaTemplate {
             messages.push(json!({"role": "system", "content": system}));
         }
         for message in conversation.prompt.iter().chain(answer) {
-            messages.push(match message.role {
-                Role::User => json!({"role": "user", "content": message.content}),
-                Role::Assistant => json!({"role": "assistant", "content": message.content}),
-                Role::Observation => json!({"role": "tool", "content": message.content}),
-                Role::Function => function_turn(&message.content)?,
-            });
+            messages.push(written(message)?);
         }
         Ok(messages)
     }
@@ -232,6 +239,15 @@ fn tools(text: &str) -> Result<Value, RowProblem> {
         tool @ Value::Object(_) => Ok(Value::from(vec![crate::tool_styles::wrapped(&tool)])),
         other => Err(RowProblem::BadTools { message: crate::error::describe(&other) }),
     }
+}
+
+fn written(message: &Message) -> Result<Value, RowProblem> {
+    Ok(match message.role {
+        Role::User => json!({"role": "user", "content": message.content}),
+        Role::Assistant => json!({"role": "assistant", "content": message.content}),
+        Role::Observation => json!({"role": "tool", "content": message.content}),
+        Role::Function => function_turn(&message.content)?,
+    })
 }
 
 fn function_turn(content: &str) -> Result<Value, RowProblem> {

@@ -4,7 +4,7 @@
 //! file ── record ── sample ── token ids + labels ── bins
 //! files    formats   template, jinja, encode        packing, order
 //! ```
-//! Formats and templates follow LLaMA-Factory (`shared/reference/recipes.md` §2 and §3), a model's
+//! Formats and templates follow LLaMA-Factory 0.9.5, a model's
 //! own chat template transformers, `prompt`/`completion` shapes TRL. Nothing here pads: a batch is
 //! a list of sequences, and attention stays inside each of them.
 
@@ -51,7 +51,7 @@ pub use formats::{
 pub use options::{DataOptions, MixStrategy, Packing};
 pub use order::{LoaderOrder, Position, permutation, split};
 pub use packing::{Bin, Packed, pack};
-pub use preview::{Segment, segments};
+pub use preview::{Piece, Segment, pieces, segments};
 pub use record::Record;
 pub use template::{Template, TokenizerFixes, template_names};
 pub use tokenizer::{Special, Tokenizer};

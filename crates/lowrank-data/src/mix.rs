@@ -1,4 +1,4 @@
-//! Several data sets into one. Reference: `recipes.md` §2, `mix_strategy`.
+//! Several data sets into one. Reference: `datasets.interleave_datasets`.
 
 use crate::formats::Sample;
 use crate::options::{DataOptions, MixStrategy};
@@ -14,30 +14,30 @@ pub(crate) fn mix(sets: Vec<Vec<Sample>>, options: &DataOptions) -> Vec<Sample> 
     order.into_iter().filter_map(|(set, row)| sets.get(set)?.get(row).cloned()).collect()
 }
 
-/// (set, row) in the order of the mixture.
+/// (set, row) in the order of the mixture. Without probabilities the rounds are complete, as in
+/// `datasets.interleave_datasets`.
 fn order(lengths: &[usize], options: &DataOptions) -> Vec<(usize, usize)> {
+    let shares = options.interleave_probs.as_deref();
+    // A set that is never drawn can't be used up, and nothing must wait for it.
+    let drawn = |set: usize| shares.and_then(|s| s.get(set)).is_none_or(|share| *share > 0.0);
     let mut random = Random::new(options.seed, 0);
     let mut taken = vec![0usize; lengths.len()];
     let mut order = Vec::new();
-    let mut turn = 0;
-    let used_up = |taken: &[usize], set: usize| {
-        taken.get(set).zip(lengths.get(set)).is_none_or(|(t, l)| t >= l)
-    };
-    loop {
-        let (any, all) = (0..lengths.len())
-            .map(|set| used_up(&taken, set))
-            .fold((false, true), |(any, all), used| (any || used, all && used));
-        let done = if options.mix_strategy == MixStrategy::InterleaveUnder { any } else { all };
-        if done {
-            return order;
+    for turn in 0.. {
+        let used_up = |set: usize| taken.get(set) >= lengths.get(set);
+        let mut sets = (0..lengths.len()).filter(|set| drawn(*set));
+        let done = match options.mix_strategy {
+            MixStrategy::InterleaveUnder => sets.any(used_up),
+            _ => sets.all(used_up),
+        };
+        if done && (shares.is_some() || turn % lengths.len() == 0) {
+            break;
         }
-        let set = match &options.interleave_probs {
-            Some(probabilities) => random.choose(probabilities),
+        let set = match shares {
+            Some(shares) => random.choose(shares),
             None => turn % lengths.len(),
         };
-        turn += 1;
-        let exhausted = used_up(&taken, set);
-        if exhausted && options.mix_strategy == MixStrategy::InterleaveOnce {
+        if used_up(set) && options.mix_strategy == MixStrategy::InterleaveOnce {
             continue;
         }
         if let (Some(taken), Some(length)) = (taken.get_mut(set), lengths.get(set)) {
@@ -45,4 +45,5 @@ fn order(lengths: &[usize], options: &DataOptions) -> Vec<(usize, usize)> {
             *taken += 1;
         }
     }
+    order
 }

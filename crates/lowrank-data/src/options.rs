@@ -35,6 +35,9 @@ pub enum MixStrategy {
 pub struct DataOptions {
     /// Folder of `dataset_info.json`.
     pub dataset_dir: PathBuf,
+    /// The contents of `dataset_info.json`, where a recipe has them inline; files are then looked
+    /// for in `dataset_dir`.
+    pub dataset_info: Option<serde_json::Map<String, serde_json::Value>>,
     /// Names in it, or paths of files.
     pub dataset: Vec<String>,
     /// Name of a chat template; none takes the model's own.
@@ -55,7 +58,8 @@ pub struct DataOptions {
     pub preserve_thinking: bool,
     /// Tool text style; none takes the template's.
     pub tool_format: Option<String>,
-    /// Encode the text of special tokens as plain text.
+    /// Encode the text of special tokens as plain text; as in LLaMA-Factory that holds for the
+    /// template's own text too, but not for its `bos_token` and `eos_token`.
     pub split_special_tokens: bool,
     /// The first rows of each data set only.
     pub max_samples: Option<usize>,
@@ -85,6 +89,7 @@ impl Default for DataOptions {
     fn default() -> Self {
         Self {
             dataset_dir: PathBuf::from("data"),
+            dataset_info: None,
             dataset: Vec::new(),
             template: None,
             cutoff_len: 2048,

@@ -1,4 +1,5 @@
-//! Which samples share a sequence. Reference: `recipes.md` §3, **packing (sft)**: per batch of
+//! Which samples share a sequence. Reference: LLaMA-Factory 0.9.5
+//! `data/processor/processor_utils.py`, `greedy_knapsack`: per batch of
 //! `preprocessing_batch_size` rows, each bin takes the longest sample that still fits, until none
 //! does.
 //!
@@ -69,7 +70,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// LLaMA-Factory 0.9.5, `greedy_knapsack([7, 3, 5, 5, 2, 9, 1], 10)`, as row numbers.
+    /// Worked out by hand from the rule: 9 takes 1, 7 takes 3, of two 5s the later row comes first.
     #[test]
     fn fills_the_longest_first() {
         let packed = pack(&[7, 3, 5, 5, 2, 9, 1, 11], 10, 1000);

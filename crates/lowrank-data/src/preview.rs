@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::encode::{Example, IGNORE_INDEX, Labels};
+use crate::encode::Example;
 use crate::error::Result;
 use crate::tokenizer::Tokenizer;
 
@@ -21,21 +21,58 @@ pub struct Segment {
 /// # Errors
 /// Ids that the tokenizer can't decode.
 pub fn segments(tokenizer: &Tokenizer, example: &Example) -> Result<Vec<Segment>> {
-    let labels = match &example.labels {
-        Labels::Tokens(labels) => labels.as_slice(),
-        _ => &[],
-    };
-    let is_trained = |i: usize| labels.get(i).is_some_and(|l| *l != IGNORE_INDEX);
+    let is_trained = |i: usize| example.is_trained(i);
     let mut segments = Vec::new();
     let mut start = 0;
     for end in 1..=example.input_ids.len() {
         if end < example.input_ids.len() && is_trained(end) == is_trained(start) {
             continue;
         }
-        let ids = example.input_ids.get(start..end).unwrap_or_default();
-        let text = tokenizer.decode(ids, false)?;
+        let text = decode(tokenizer, example, start..end)?;
         segments.push(Segment { text, trained: is_trained(start), tokens: start..end });
         start = end;
     }
     Ok(segments)
+}
+
+/// A token, or several that only together make whole characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// The text.
+    pub text: String,
+    /// The tokens, by position.
+    pub tokens: Range<usize>,
+    /// Whether all of them are trained.
+    pub trained: bool,
+}
+
+/// The tokens of an example one by one. Bytes of a character are kept together, unless only some
+/// of them are trained.
+/// # Errors
+/// Ids that the tokenizer can't decode.
+pub fn pieces(tokenizer: &Tokenizer, example: &Example) -> Result<Vec<Piece>> {
+    /// Tokens that one character may take.
+    const MOST: usize = 4;
+    let mut pieces = Vec::new();
+    let mut start = 0;
+    while start < example.input_ids.len() {
+        let trained = example.is_trained(start);
+        let mut end = start + 1;
+        let mut text = decode(tokenizer, example, start..end)?;
+        while text.ends_with('\u{fffd}')
+            && end - start < MOST
+            && end < example.input_ids.len()
+            && example.is_trained(end) == trained
+        {
+            end += 1;
+            text = decode(tokenizer, example, start..end)?;
+        }
+        pieces.push(Piece { text, tokens: start..end, trained });
+        start = end;
+    }
+    Ok(pieces)
+}
+
+fn decode(tokenizer: &Tokenizer, example: &Example, tokens: Range<usize>) -> Result<String> {
+    tokenizer.decode(example.input_ids.get(tokens).unwrap_or_default(), false)
 }

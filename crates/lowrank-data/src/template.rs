@@ -1,5 +1,5 @@
 //! Chat templates by LLaMA-Factory's names: lists of slots that are encoded one by one.
-//! Reference: `shared/reference/recipes.md` §3 and `templates.md`; the table itself is
+//! Reference: LLaMA-Factory 0.9.5 `data/template.py`; the table itself is
 //! `templates/llamafactory.json`.
 //!
 //! A slot is never joined with its neighbours before it is encoded, so token boundaries fall

@@ -1,6 +1,8 @@
 //! Tool styles: how functions on offer are described in the system text, and how the model's
 //! calls are written. The texts are those that LLaMA-Factory 0.9.5 writes, since the models were
-//! taught with them; `shared/oracle/check_data.py` compares the resulting ids.
+//! taught with them; `tests/llamafactory.rs` compares the resulting ids. Several calls in one turn,
+//! and texts among the arguments, follow what each style's own description says; where that says
+//! nothing, they are an error.
 //!
 //! | style | description | calls |
 //! | --- | --- | --- |

@@ -1,6 +1,8 @@
 //! A model's own chat template gives the ids and masks that transformers gives. The references
 //! and the script that made them are in `fixtures/`.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::path::{Path, PathBuf};
 
 use lowrank_data::{DataOptions, Dataset, Encoder, IGNORE_INDEX, Labels, Sample, Tokenizer};
@@ -96,6 +98,33 @@ fn a_real_template_gives_the_ids_of_transformers() {
     let expected =
         "Easy.\n</think>\n\nParis.<|im_end|>A river has none.\n</think>\n\nNone.<|im_end|>";
     assert_eq!(text, expected);
+}
+
+/// Messages with more than texts reach the template as they were written.
+#[test]
+fn tool_calls_reach_the_template() {
+    let source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.tool_calls %}\
+                  {{ m.tool_calls | tojson }}{% endif %}{% endfor %}\
+                  {% if add_generation_prompt %}<assistant>{% endif %}";
+    let model = model(source);
+    let row = json!({"messages": [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": null, "tool_calls": [
+            {"type": "function", "id": "7", "function": {"name": "f", "arguments": {}}}]},
+        {"role": "tool", "content": "r", "name": "f"},
+        {"role": "assistant", "content": "b"}]});
+    let sample = sample(&row);
+    let encoder =
+        Encoder::new(Tokenizer::open(model.path()).unwrap(), DataOptions::default()).unwrap();
+    let text = |ids: &[u32]| encoder.tokenizer().decode(ids, false).unwrap();
+    let call = r#"[{"type": "function", "id": "7", "function": {"name": "f", "arguments": {}}}]"#;
+    let asked = format!("<user>a<assistant>{call}<tool>r<assistant>");
+    let example = encoder.sft(&sample).unwrap();
+    assert_eq!(text(&example.input_ids), format!("{asked}b"));
+    let runs = lowrank_data::segments(encoder.tokenizer(), &example).unwrap();
+    let trained: Vec<_> = runs.iter().filter(|s| s.trained).map(|s| s.text.as_str()).collect();
+    assert_eq!(trained, [call, "b"]);
+    assert_eq!(text(&encoder.prompt(&sample).unwrap().input_ids), asked);
 }
 
 fn refusal(source: &str) -> String {

@@ -1,5 +1,7 @@
 //! Every file type and format, and what is said about bad rows.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -101,6 +103,17 @@ fn what_is_wrong_with_an_entry_is_said() {
 }
 
 #[test]
+fn entries_may_stand_in_the_recipe() {
+    let folder = folder(&[("a.json", "[{\"instruction\": \"x\", \"output\": \"y\"}]")]);
+    let info = serde_json::json!({"d": {"file_name": "a.json"}});
+    let dataset_info = info.as_object().cloned();
+    let set = Dataset::open(&DataOptions { dataset_info, ..options(folder.path(), &["d"]) });
+    assert_eq!(set.unwrap().samples.len(), 1);
+    let said = Dataset::open(&options(Path::new("ONLINE"), &["d"])).unwrap_err().to_string();
+    assert!(said.starts_with("`dataset_dir`: `ONLINE`"), "{said}");
+}
+
+#[test]
 fn columns_that_an_entry_leaves_out_are_absent() {
     let row = ("a.json", r#"[{"q": "x", "input": "more", "output": "y"}]"#);
     let set = open(r#"{"file_name": "a.json", "columns": {"prompt": "q"}}"#, row).unwrap();
@@ -168,7 +181,8 @@ fn bare_files_are_recognised() {
         let expected = [(Role::User, "a".to_owned()), (Role::Assistant, "b".to_owned())];
         assert_eq!(messages(&set, 0), expected, "{row}");
     }
-    let kinds: [(&str, fn(&Sample) -> bool); 6] = [
+    type Fits = fn(&Sample) -> bool;
+    let kinds: [(&str, Fits); 6] = [
         (r#"{"prompt": "a", "completion": "b"}"#, |s| matches!(s, Sample::Completion(_))),
         (r#"{"text": "a"}"#, |s| matches!(s, Sample::Text(_))),
         (r#"{"text": "a", "label": "b"}"#, |s| matches!(s, Sample::Classification(_))),
@@ -259,17 +273,26 @@ fn sets_are_limited_mixed_and_sampled() {
     assert_eq!(texts(DataOptions { max_samples: Some(1), ..both() }), ["a0", "b0"]);
     assert_eq!(mixed(MixStrategy::Concat), ["a0", "a1", "a2", "a3", "b0", "b1"]);
     assert_eq!(mixed(MixStrategy::InterleaveUnder), ["a0", "b0", "a1", "b1"]);
-    assert_eq!(mixed(MixStrategy::InterleaveOver), ["a0", "b0", "a1", "b1", "a2", "b0", "a3"]);
+    assert_eq!(
+        mixed(MixStrategy::InterleaveOver),
+        ["a0", "b0", "a1", "b1", "a2", "b0", "a3", "b1"]
+    );
     assert_eq!(mixed(MixStrategy::InterleaveOnce), ["a0", "b0", "a1", "b1", "a2", "a3"]);
     let mut sampled = texts(options(folder.path(), &["c"]));
     assert_eq!(sampled.len(), 6);
     sampled.sort();
     sampled.dedup();
     assert_eq!(sampled, ["a0", "a1", "a2", "a3"]);
+    let swapped = options(folder.path(), &["b.jsonl", "a.jsonl"]);
+    let under = DataOptions { mix_strategy: MixStrategy::InterleaveUnder, ..swapped };
+    assert_eq!(texts(under), ["b0", "a0", "b1", "a1"]);
     let probabilities = Some(vec![1.0, 0.0]);
     let mix_strategy = MixStrategy::InterleaveUnder;
-    let only_a = DataOptions { mix_strategy, interleave_probs: probabilities, ..both() };
-    assert_eq!(texts(only_a), ["a0", "a1", "a2", "a3"]);
+    for mix_strategy in [mix_strategy, MixStrategy::InterleaveOver, MixStrategy::InterleaveOnce] {
+        let interleave_probs = probabilities.clone();
+        let only_a = DataOptions { mix_strategy, interleave_probs, ..both() };
+        assert_eq!(texts(only_a), ["a0", "a1", "a2", "a3"]);
+    }
 }
 
 #[test]

@@ -5,6 +5,8 @@
 //! of the first source sets as default stayed in the template. So all sources but `alpaca` were
 //! encoded with that default, whatever the options of their cases say.
 
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -1,6 +1,8 @@
 //! Classification, tagging, question answering and text-to-text rows are encoded as transformers'
 //! example scripts do. The references and the script that made them are in `fixtures/`.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::Path;
 
 use lowrank_data::{
@@ -172,6 +174,11 @@ fn label_sets_are_inferred() {
     assert!(LabelSet::infer(&[name("a"), many(&["b"])], None).is_err());
     let error = encoder.classification(&many(&["c"]), &set).unwrap_err();
     assert!(error.to_string().contains("`c` isn't among the 2 labels"), "{error}");
+    let given = ["no".to_owned(), "yes".to_owned()];
+    let stated = LabelSet::infer(&[labelled("a", Label::Integer(1))], Some(&given)).unwrap();
+    let second = encoder.classification(&labelled("a", Label::Integer(1)), &stated).unwrap();
+    assert_eq!(second.labels, Labels::Class(1));
+    assert!(encoder.classification(&labelled("a", Label::Integer(2)), &stated).is_err());
     let numbers = LabelSet::infer(&[labelled("a", Label::Number(0.5))], None).unwrap();
     let three = encoder.classification(&labelled("a", Label::Integer(3)), &numbers).unwrap();
     assert_eq!(three.labels, Labels::Value(3.0));

@@ -261,6 +261,7 @@ impl PeftModel {
     /// When one can't be merged.
     pub fn merge_and_unload(mut self) -> Result<Model> {
         self.merge_adapter()?;
+        lowrank_peft::keep_merge(&self.model.modules);
         self.adapters.iter().for_each(|a| a.detach(&self.model.modules));
         Ok(self.model)
     }

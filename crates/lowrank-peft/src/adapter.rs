@@ -313,6 +313,11 @@ pub fn unmerge(modules: &Modules) {
     modules.layers().for_each(|(_, layer)| layer.unmerge());
 }
 
+/// Makes merges final: nothing can be taken back afterwards.
+pub fn keep_merge(modules: &Modules) {
+    modules.layers().for_each(|(_, layer)| layer.keep_merge());
+}
+
 fn check_folder(folder: &Path) -> Result<()> {
     let missing = |missing, hint| Error::NotAnAdapter { path: folder.to_owned(), missing, hint };
     if !folder.join(CONFIG_NAME).is_file() {

@@ -39,6 +39,8 @@ struct State {
     weight: Weight,
     /// What `weight` was before a merge.
     unmerged: Option<Weight>,
+    /// A merge that can't be taken back has changed it.
+    changed: bool,
     copies: Vec<(String, CopyReason, Parameter)>,
 }
 
@@ -46,7 +48,7 @@ impl BaseTensor {
     /// A matrix, kept as it lies in its file.
     pub fn new(name: impl Into<String>, weight: Weight) -> Self {
         let saved_dtype = weight.dtype();
-        let state = RwLock::new(State { weight, unmerged: None, copies: Vec::new() });
+        let state = RwLock::new(State { weight, unmerged: None, changed: false, copies: Vec::new() });
         Self { name: name.into(), tied_to: None, saved_dtype, state }
     }
 
@@ -72,7 +74,17 @@ impl BaseTensor {
 
     /// The name of the tensor whose memory it shares, as long as no merge has parted them.
     pub fn tied_to(&self) -> Option<&str> {
-        self.tied_to.as_deref().filter(|_| self.read(|s| s.unmerged.is_none()))
+        self.tied_to.as_deref().filter(|_| self.read(|s| s.unmerged.is_none() && !s.changed))
+    }
+
+    /// Whether a merge is in force: the tensor isn't what the base model's files hold.
+    pub fn is_merged(&self) -> bool {
+        self.read(|s| s.unmerged.is_some())
+    }
+
+    /// The dtype in which it is saved. Vectors are f32 in memory, whatever their files hold.
+    pub fn saved_dtype(&self) -> DType {
+        self.saved_dtype
     }
 
     /// The base model's tensor as it stands (merged, if a merge is in force).
@@ -184,6 +196,11 @@ impl BaseTensor {
                 s.weight = before;
             }
         });
+    }
+
+    /// Makes a merge final.
+    pub(crate) fn keep_merge(&self) {
+        self.write(|s| s.changed |= s.unmerged.take().is_some());
     }
 
     fn read<R>(&self, f: impl FnOnce(&State) -> R) -> R {

@@ -68,6 +68,16 @@ impl Layer {
         }
     }
 
+    /// Makes merges final.
+    pub(crate) fn keep_merge(&self) {
+        self.tensors().iter().for_each(|t| t.keep_merge());
+        match self {
+            Self::Linear(l) => l.unmerge(),
+            Self::Embedding(e) => e.unmerge(),
+            Self::Norm(_) => {}
+        }
+    }
+
     /// Restores the base tensors exactly.
     pub(crate) fn unmerge(&self) {
         self.tensors().iter().for_each(|t| t.unmerge());

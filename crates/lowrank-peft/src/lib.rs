@@ -18,7 +18,7 @@ pub mod targets;
 pub mod task_type;
 mod tensor_file;
 
-pub use adapter::{Adapter, BaseModel, WEIGHTS_NAME, unmerge};
+pub use adapter::{Adapter, BaseModel, WEIGHTS_NAME, keep_merge, unmerge};
 pub use base_tensor::{BaseTensor, CopyReason};
 pub use error::{Error, Result};
 pub use lora_config::LoraConfig;

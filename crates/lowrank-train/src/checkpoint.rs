@@ -36,6 +36,13 @@ pub enum CheckpointError {
     Broken { path: PathBuf, damage: Damage },
 }
 
+impl CheckpointError {
+    /// Whether there was no room left, so that a later try may succeed.
+    pub fn is_storage_full(&self) -> bool {
+        matches!(self, Self::Io(error) if error.is_storage_full())
+    }
+}
+
 /// A checkpoint whose files have been read and found to agree with its manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {

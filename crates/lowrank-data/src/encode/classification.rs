@@ -41,12 +41,7 @@ impl LabelSet {
         });
         let as_numbers = looks_like_numbers(samples);
         for (row, label) in labelled {
-            let kind = match label {
-                Label::Number(_) => ProblemType::Regression,
-                Label::Name(_) | Label::Integer(_) if as_numbers => ProblemType::Regression,
-                Label::Name(_) | Label::Integer(_) => ProblemType::SingleLabel,
-                Label::Names(_) => ProblemType::MultiLabel,
-            };
+            let kind = kind_of(label, as_numbers);
             match first {
                 None => first = Some((kind, &row.at)),
                 Some((expected, at)) if expected != kind => return Err(mixed(&row.at, at)),
@@ -81,11 +76,14 @@ impl LabelSet {
         }
     }
 
-    /// The id of a class (`label2id`).
+    /// The id of a class (`label2id`). A whole number that isn't a name is an id itself, as in data
+    /// sets whose names are stated apart from the rows (`ClassLabel`).
     /// # Errors
     /// An unknown name, with the one most like it.
     pub fn id(&self, name: &str) -> Result<usize, RowProblem> {
-        self.names.iter().position(|known| known == name).ok_or_else(|| RowProblem::UnknownLabel {
+        let by_name = self.names.iter().position(|known| known == name);
+        let by_number = || name.parse().ok().filter(|id| *id < self.names.len());
+        by_name.or_else(by_number).ok_or_else(|| RowProblem::UnknownLabel {
             label: name.to_owned(),
             count: self.names.len(),
             nearest: nearest(name, self.names.iter().map(String::as_str)),
@@ -156,6 +154,15 @@ fn looks_like_numbers(samples: &[Sample]) -> bool {
         }
     }
     any_point
+}
+
+fn kind_of(label: &Label, as_numbers: bool) -> ProblemType {
+    match label {
+        Label::Number(_) => ProblemType::Regression,
+        Label::Name(_) | Label::Integer(_) if as_numbers => ProblemType::Regression,
+        Label::Name(_) | Label::Integer(_) => ProblemType::SingleLabel,
+        Label::Names(_) => ProblemType::MultiLabel,
+    }
 }
 
 fn sorted(mut names: Vec<&str>) -> Vec<String> {

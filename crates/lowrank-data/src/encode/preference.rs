@@ -1,5 +1,5 @@
 //! Pairs for `rm` and `dpo`, judged answers for `kto`, prompts for `ppo`, `grpo` and prediction.
-//! Reference: `recipes.md` §3, **dpo/rm**, **kto**, **predict/ppo**.
+//! Reference: LLaMA-Factory 0.9.5 `data/processor/pairwise.py`, `feedback.py`, `unsupervised.py`.
 
 use super::truncate::infer_seqlen;
 use super::{Encoder, Example, IGNORE_INDEX, Labels, as_conversation, labels_of, unfit};
@@ -74,11 +74,7 @@ impl Encoder {
     /// A row that the template refuses.
     pub fn prompt(&self, sample: &Sample) -> Result<Example, RowProblem> {
         let conversation = as_conversation(sample)?;
-        let known = match &conversation.response {
-            Response::Answer(answer) | Response::Judged { answer, .. } => Some(answer),
-            Response::Pair { chosen, .. } => Some(chosen),
-            Response::None => None,
-        };
+        let known = conversation.own_answer();
         let mut prompt = self.chat.prompt(&self.tokenizer, &conversation)?;
         let mut answer = match known {
             Some(answer) => self.prompt_and_answer(&conversation, answer)?.1,

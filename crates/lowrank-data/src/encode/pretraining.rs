@@ -1,4 +1,5 @@
-//! Plain text for pretraining. Reference: `recipes.md` §3, **pt**.
+//! Plain text for pretraining. Reference: LLaMA-Factory 0.9.5
+//! `data/processor/pretrain.py`.
 
 use super::{Encoder, Example, Labels, labels_of, unfit};
 use crate::error::{RowProblem, RowRef};

@@ -1,5 +1,5 @@
 //! Supervised fine-tuning: turns one after the other, labels on the answers.
-//! Reference: `recipes.md` §3, **sft**.
+//! Reference: LLaMA-Factory 0.9.5 `data/processor/supervised.py`.
 
 use super::truncate::infer_seqlen;
 use super::{Encoder, Example, IGNORE_INDEX, Labels, answer, as_conversation, labels_of};

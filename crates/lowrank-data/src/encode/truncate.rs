@@ -1,5 +1,5 @@
 //! How a limit is shared between a prompt and its answer.
-//! Reference: `recipes.md` §3, **infer_seqlen**.
+//! Reference: LLaMA-Factory 0.9.5 `data/processor/processor_utils.py`, `infer_seqlen`.
 
 /// The lengths that prompt (`source`) and answer (`target`) keep of `cutoff` tokens: in proportion,
 /// except that a short part keeps all of itself. Both keep their beginning.

@@ -24,6 +24,10 @@ pub(super) fn read_json(path: &Path, sink: &mut Sink<'_>) -> Result<()> {
         cursor.skip_space();
         if array {
             if cursor.eat(']') {
+                cursor.skip_space();
+                if !cursor.is_at_end() {
+                    return Err(cursor.error("expected the end of the file after `]`"));
+                }
                 return Ok(());
             }
             if !cursor.eat(',') {

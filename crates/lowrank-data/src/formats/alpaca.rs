@@ -1,5 +1,5 @@
 //! Alpaca: an instruction, an optional input below it, an output; earlier turns in `history`.
-//! Reference: `shared/reference/recipes.md` §2, **alpaca**.
+//! Reference: LLaMA-Factory 0.9.5 `data/converter.py`, `AlpacaDatasetConverter`.
 
 use serde_json::Value;
 

@@ -1,5 +1,5 @@
 //! OpenAI messages as LLaMA-Factory reads them, its additions to the system text included.
-//! Reference: `shared/reference/recipes.md` §2, **openai**.
+//! Reference: LLaMA-Factory 0.9.5 `data/converter.py`, `OpenAIDatasetConverter`.
 
 use serde_json::Value;
 

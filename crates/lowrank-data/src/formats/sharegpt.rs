@@ -1,5 +1,5 @@
 //! ShareGPT: a list of messages whose role and content keys the entry's `tags` name.
-//! Reference: `shared/reference/recipes.md` §2, **sharegpt**.
+//! Reference: LLaMA-Factory 0.9.5 `data/converter.py`, `SharegptDatasetConverter`.
 
 use serde_json::Value;
 

@@ -27,10 +27,15 @@ fn by_prefix(chat: &Chat<'_>, full: &str, index: usize) -> Result<Option<Span>, 
     let before = chat.messages.get(..index).unwrap_or_default();
     let with = chat.messages.get(..=index).unwrap_or_default();
     let is_last = with.len() == chat.messages.len();
-    let end = if is_last { full.len() } else { chat.render(with, false)?.len() };
-    if !is_last && !full.starts_with(&chat.render(with, false)?) {
-        return Ok(None);
-    }
+    let end = if is_last {
+        full.len()
+    } else {
+        let turn = chat.render(with, false)?;
+        if !full.starts_with(&turn) {
+            return Ok(None);
+        }
+        turn.len()
+    };
     let base = chat.render(before, false)?;
     let asked = chat.render(before, true)?;
     let start = common_prefix(&asked, full);

@@ -1,4 +1,5 @@
-//! What a template changes in the tokenizer. Reference: `recipes.md` §3, **Tokenizer fixes**.
+//! What a template changes in the tokenizer. Reference: LLaMA-Factory 0.9.5
+//! `data/template.py`, `fix_special_tokens`.
 
 use super::Template;
 use crate::error::Result;

@@ -1,5 +1,5 @@
 //! Turns as (prompt, answer) pairs, with the thoughts that reasoning templates add and remove.
-//! Reference: `recipes.md` §3, **ReasoningTemplate**.
+//! Reference: LLaMA-Factory 0.9.5 `data/template.py`, `ReasoningTemplate`.
 
 use super::{Reasoning, Template};
 use crate::conversation::{Conversation, Message};

@@ -1,0 +1,273 @@
+//! Writing a model as a folder that transformers loads: `config.json` and `*.safetensors`, in one
+//! file or in shards with an index. Reference: transformers 5.24 `modeling_utils.py`,
+//! `save_pretrained`; huggingface_hub `serialization/_base.py` for how shards are filled.
+//!
+//! Nothing is written here: the caller is given bytes, tensor by tensor, so that a model is never
+//! in memory twice and the caller decides what makes files durable.
+
+use candle_core::{DType, Tensor};
+use lowrank_peft::BaseTensor;
+use serde_json::{Map, Value, json};
+
+use crate::{Config, Error, Head, Model, Result, Task};
+
+/// How a model is saved.
+#[derive(Clone, Copy, Debug)]
+pub struct SaveOptions {
+    /// Converts all tensors; by default each keeps the dtype that it was opened in.
+    pub dtype: Option<DType>,
+    /// Most bytes of tensors in one file; a larger tensor has a file of its own.
+    pub max_shard_size: u64,
+}
+
+impl Default for SaveOptions {
+    fn default() -> Self {
+        Self { dtype: None, max_shard_size: 5_000_000_000 }
+    }
+}
+
+/// What will be written: the files' names and contents, before any tensor is converted.
+#[derive(Debug)]
+pub struct Saved<'a> {
+    model: &'a Model,
+    shards: Vec<Shard<'a>>,
+}
+
+/// One weight file.
+#[derive(Debug)]
+pub struct Shard<'a> {
+    /// Its name in the folder.
+    pub file_name: String,
+    entries: Vec<Entry<'a>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry<'a> {
+    tensor: &'a BaseTensor,
+    dtype: DType,
+}
+
+impl Entry<'_> {
+    /// As in the file: a Conv1D's weight is `[in, out]` there.
+    fn shape(&self) -> Vec<usize> {
+        let weight = self.tensor.weight();
+        let mut shape = weight.dims().to_vec();
+        if weight.is_transposed() {
+            shape.reverse();
+        }
+        shape
+    }
+
+    fn size(&self) -> u64 {
+        self.tensor.weight().elem_count() as u64 * self.dtype.size_in_bytes() as u64
+    }
+
+    fn bytes(&self) -> Result<Vec<u8>> {
+        let tensor = self.tensor.to_saved()?.to_dtype(self.dtype)?;
+        bytes_of(&tensor.flatten_all()?)
+    }
+}
+
+impl Model {
+    /// Plans the files of this model, merged adapters included.
+    ///
+    /// Tensors that share memory are written once, under the name that others are tied to. Where a
+    /// merge has parted them both are written.
+    ///
+    /// # Errors
+    /// When a dtype isn't one that files hold.
+    pub fn saved(&self, options: &SaveOptions) -> Result<Saved<'_>> {
+        let written = self.modules.tensors().filter(|tensor| !self.is_tied(tensor));
+        let mut shards: Vec<Vec<Entry<'_>>> = vec![Vec::new()];
+        let mut filled = 0u64;
+        for tensor in written {
+            let dtype = options.dtype.unwrap_or(tensor.saved_dtype());
+            name_of(dtype)?;
+            let entry = Entry { tensor, dtype };
+            let is_full = filled > 0 && filled.saturating_add(entry.size()) > options.max_shard_size;
+            if is_full {
+                shards.push(Vec::new());
+                filled = 0;
+            }
+            filled = filled.saturating_add(entry.size());
+            if let Some(shard) = shards.last_mut() {
+                shard.push(entry);
+            }
+        }
+        let count = shards.len();
+        let shards = shards.into_iter().enumerate();
+        let shards = shards.map(|(i, entries)| Shard::new(entries, i, count)).collect();
+        Ok(Saved { model: self, shards })
+    }
+
+    /// Whether a tensor is still the same as the one it is tied to.
+    fn is_tied(&self, tensor: &BaseTensor) -> bool {
+        let Some(other) = tensor.tied_to() else { return false };
+        let other = self.modules.tensors().find(|t| t.name() == other);
+        other.is_some_and(|other| !other.is_merged())
+    }
+}
+
+impl<'a> Saved<'a> {
+    /// The weight files.
+    pub fn shards(&self) -> &[Shard<'a>] {
+        &self.shards
+    }
+
+    /// Number of tensors.
+    pub fn tensors(&self) -> usize {
+        self.shards.iter().map(|shard| shard.entries.len()).sum()
+    }
+
+    /// The files beside the weights by name: `config.json`, and the index if there are shards.
+    ///
+    /// # Errors
+    /// Those of serialization.
+    pub fn texts(&self) -> Result<Vec<(String, String)>> {
+        let mut texts = vec![("config.json".to_owned(), self.config()?)];
+        if self.shards.len() > 1 {
+            texts.push(("model.safetensors.index.json".to_owned(), self.index()?));
+        }
+        Ok(texts)
+    }
+
+    fn config(&self) -> Result<String> {
+        let mut config = self.model.config.clone();
+        if let Some(class) = (self.model.architecture.class)(self.model.task) {
+            config.set("architectures", json!([class]));
+        }
+        if self.has_own_output() {
+            untie(&mut config)?;
+        }
+        let mut dtypes = self.shards.iter().flat_map(|s| &s.entries).map(|e| e.dtype);
+        if let Some(first) = dtypes.next().filter(|first| dtypes.all(|d| d == *first)) {
+            // transformers 4 calls it `torch_dtype`; a file has the one or the other.
+            let old = config.get("torch_dtype").is_some();
+            let key = if old { "torch_dtype" } else { "dtype" };
+            config.set(key, long_name(first).into());
+        }
+        pretty("config.json", &Value::Object(config.fields().clone()))
+    }
+
+    /// Whether the output layer of a language model has a weight that isn't the embedding's.
+    fn has_own_output(&self) -> bool {
+        let is_language_model =
+            matches!(self.model.task, Task::CausalLm | Task::Seq2SeqLm | Task::MaskedLm);
+        match self.model.head() {
+            Head::Tokens(head) if is_language_model => !self.model.is_tied(head.linear.weight()),
+            _ => false,
+        }
+    }
+
+    fn index(&self) -> Result<String> {
+        let mut by_tensor = Map::new();
+        let (mut bytes, mut elements) = (0u64, 0u64);
+        for shard in &self.shards {
+            for entry in &shard.entries {
+                bytes = bytes.saturating_add(entry.size());
+                elements += entry.tensor.weight().elem_count() as u64;
+                let name = entry.tensor.name().to_owned();
+                by_tensor.insert(name, shard.file_name.as_str().into());
+            }
+        }
+        let metadata = json!({"total_parameters": elements, "total_size": bytes});
+        let index = json!({"metadata": metadata, "weight_map": by_tensor});
+        pretty("model.safetensors.index.json", &index)
+    }
+}
+
+impl<'a> Shard<'a> {
+    fn new(mut entries: Vec<Entry<'a>>, index: usize, count: usize) -> Self {
+        // Wide ones first, so that every tensor is aligned.
+        entries.sort_by_key(|e| std::cmp::Reverse(e.dtype.size_in_bytes()));
+        let file_name = match count {
+            1 => "model.safetensors".to_owned(),
+            _ => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
+        };
+        Self { file_name, entries }
+    }
+
+    /// Hands the file's bytes to `sink`, a tensor at a time.
+    ///
+    /// # Errors
+    /// Those of the conversion, and the sink's own.
+    pub fn write<E: From<Error>>(
+        &self,
+        sink: &mut dyn FnMut(&[u8]) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        sink(&self.header()?)?;
+        self.entries.iter().try_for_each(|entry| sink(&entry.bytes()?))
+    }
+
+    /// Length and JSON, padded so that the tensors after it are aligned.
+    fn header(&self) -> Result<Vec<u8>> {
+        let mut fields = Map::new();
+        fields.insert("__metadata__".to_owned(), json!({"format": "pt"}));
+        let mut start = 0;
+        for entry in &self.entries {
+            let end = start + entry.size();
+            let (dtype, shape) = (name_of(entry.dtype)?, entry.shape());
+            let field = json!({"dtype": dtype, "shape": shape, "data_offsets": [start, end]});
+            fields.insert(entry.tensor.name().to_owned(), field);
+            start = end;
+        }
+        let mut json = Value::Object(fields).to_string().into_bytes();
+        json.resize(json.len().next_multiple_of(8), b' ');
+        let mut header = (json.len() as u64).to_le_bytes().to_vec();
+        header.extend(json);
+        Ok(header)
+    }
+}
+
+/// Says that output layer and embedding differ. T5 scales its hidden states where they were tied,
+/// and has to go on doing so.
+fn untie(config: &mut Config) -> Result<()> {
+    if config.word("model_type")? == Some("t5") {
+        let tied = config.switch_or("tie_word_embeddings", true)?;
+        let scaled = config.switch_or("scale_decoder_outputs", tied)?;
+        config.set("scale_decoder_outputs", scaled.into());
+    }
+    config.set("tie_word_embeddings", false.into());
+    Ok(())
+}
+
+fn pretty(file: &str, value: &Value) -> Result<String> {
+    let text = serde_json::to_string_pretty(value);
+    Ok(text.map_err(|source| Error::Json { file: file.to_owned(), source })? + "\n")
+}
+
+fn bytes_of(flat: &Tensor) -> Result<Vec<u8>> {
+    Ok(match flat.dtype() {
+        DType::F32 => le_bytes(flat.to_vec1::<f32>()?, f32::to_le_bytes),
+        DType::BF16 => le_bytes(flat.to_vec1::<half::bf16>()?, half::bf16::to_le_bytes),
+        DType::F16 => le_bytes(flat.to_vec1::<half::f16>()?, half::f16::to_le_bytes),
+        other => return Err(no_such_dtype(other)),
+    })
+}
+
+fn le_bytes<T, const N: usize>(values: Vec<T>, bytes: fn(T) -> [u8; N]) -> Vec<u8> {
+    values.into_iter().flat_map(bytes).collect()
+}
+
+/// The name in a safetensors header.
+fn name_of(dtype: DType) -> Result<&'static str> {
+    match dtype {
+        DType::F32 => Ok("F32"),
+        DType::BF16 => Ok("BF16"),
+        DType::F16 => Ok("F16"),
+        other => Err(no_such_dtype(other)),
+    }
+}
+
+/// The name in `config.json`.
+fn long_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::BF16 => "bfloat16",
+        DType::F16 => "float16",
+        _ => "float32",
+    }
+}
+
+fn no_such_dtype(dtype: DType) -> Error {
+    Error::Input(format!("models are saved in f32, bf16 or f16, not in {dtype:?}"))
+}

@@ -1,0 +1,118 @@
+//! Encoded rows into a batch, packed end to end.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use lowrank_data::{Example, IGNORE_INDEX, Labels};
+use lowrank_models::{Input, Sequences};
+
+use crate::{Batch, Error, Result, Targets, token_targets};
+
+/// How examples become batches for a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Collator {
+    /// Whether a token's logits are for its successor (causal language models).
+    pub shift: bool,
+    /// What the decoder of an encoder-decoder begins with.
+    pub decoder_start: Option<u32>,
+}
+
+impl Collator {
+    /// A batch of examples and the stable numbers of their samples.
+    ///
+    /// # Errors
+    /// When the examples' labels aren't all of one kind.
+    pub fn batch(&self, examples: &[(u64, &Example)]) -> Result<Batch> {
+        let rows: Vec<&[u32]> = examples.iter().map(|(_, e)| e.input_ids.as_slice()).collect();
+        let mut input = Input::packed(&rows);
+        if examples.iter().any(|(_, e)| e.token_type_ids.is_some()) {
+            let zeros = |e: &Example| vec![0; e.input_ids.len()];
+            let types = examples
+                .iter()
+                .flat_map(|(_, e)| e.token_type_ids.clone().unwrap_or_else(|| zeros(e)));
+            input.token_types = Some(types.collect());
+        }
+        let labels: Vec<&Labels> = examples.iter().map(|(_, e)| &e.labels).collect();
+        let decoder_input = self.decoder_input(&labels)?;
+        let read = decoder_input.as_ref().map_or(&input.sequences, |d| &d.sequences);
+        let targets = self.targets(&labels, read)?;
+        let samples = examples.iter().map(|(id, _)| *id).collect();
+        Ok(Batch { input, decoder_input, targets, samples })
+    }
+
+    /// The targets shifted right, behind the start token.
+    fn decoder_input(&self, labels: &[&Labels]) -> Result<Option<Input>> {
+        let Some(start) = self.decoder_start else { return Ok(None) };
+        let shifted = |labels: &&Labels| match labels {
+            Labels::Target(ids) => {
+                let before_last = ids.get(..ids.len().saturating_sub(1)).unwrap_or_default();
+                Ok([&[start], before_last].concat())
+            }
+            _ => Err(mixed()),
+        };
+        let rows: Vec<Vec<u32>> = labels.iter().map(shifted).collect::<Result<_>>()?;
+        Ok(Some(Input::packed(&rows)))
+    }
+
+    fn targets(&self, labels: &[&Labels], read: &Sequences) -> Result<Targets> {
+        match labels.first() {
+            Some(Labels::Tokens(_)) => {
+                let of = |l: &&Labels| match l {
+                    Labels::Tokens(ids) => Ok(ids.iter().map(|&id| trained(id)).collect()),
+                    _ => Err(mixed()),
+                };
+                let rows: Vec<Vec<Option<u32>>> = labels.iter().map(of).collect::<Result<_>>()?;
+                Ok(token_targets(read, &rows.concat(), self.shift))
+            }
+            Some(Labels::Target(_)) => {
+                let of = |l: &&Labels| match l {
+                    Labels::Target(ids) => Ok(ids.iter().copied().map(Some).collect()),
+                    _ => Err(mixed()),
+                };
+                let rows: Vec<Vec<Option<u32>>> = labels.iter().map(of).collect::<Result<_>>()?;
+                Ok(token_targets(read, &rows.concat(), false))
+            }
+            Some(Labels::Class(_)) => {
+                let of = |l: &&Labels| match l {
+                    Labels::Class(class) => u32::try_from(*class).map_err(|_| mixed()),
+                    _ => Err(mixed()),
+                };
+                Ok(Targets::Classes(labels.iter().map(of).collect::<Result<_>>()?))
+            }
+            Some(Labels::Classes(first)) => {
+                let of = |l: &&Labels| match l {
+                    Labels::Classes(flags) => Ok(flags.clone()),
+                    _ => Err(mixed()),
+                };
+                let flags: Vec<Vec<f32>> = labels.iter().map(of).collect::<Result<_>>()?;
+                let shape = (labels.len(), first.len());
+                Ok(Targets::Flags(Tensor::from_vec(flags.concat(), shape, &Device::Cpu)?))
+            }
+            Some(Labels::Value(_)) => {
+                let of = |l: &&Labels| match l {
+                    Labels::Value(value) => Ok(*value),
+                    _ => Err(mixed()),
+                };
+                let values: Vec<f32> = labels.iter().map(of).collect::<Result<_>>()?;
+                let shape = (labels.len(), 1);
+                Ok(Targets::Numbers(Tensor::from_vec(values, shape, &Device::Cpu)?))
+            }
+            Some(Labels::Span { .. }) => {
+                let of = |l: &&Labels| match l {
+                    Labels::Span { start, end } => Ok([Some(*start), Some(*end)]),
+                    _ => Err(mixed()),
+                };
+                Ok(Targets::Spans(labels.iter().map(of).collect::<Result<_>>()?))
+            }
+            Some(Labels::None) | None => Ok(Targets::Classes(Arc::new([]))),
+        }
+    }
+}
+
+fn trained(label: i32) -> Option<u32> {
+    if label == IGNORE_INDEX { None } else { u32::try_from(label).ok() }
+}
+
+fn mixed() -> Error {
+    Error::Batch("the rows of a batch have labels of different kinds".to_owned())
+}

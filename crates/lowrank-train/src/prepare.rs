@@ -1,0 +1,111 @@
+//! Data sets into encoded rows, for each task in its way.
+
+use lowrank_data::{
+    DataOptions, Dataset, Encoder, Example, LabelSet, QuestionEncoder, QuestionOptions, RowProblem,
+    RowRef, Sample, TextEncoder, Tokenizer,
+};
+use lowrank_models::Task;
+
+use crate::{Result, recipe::plan::Plan};
+
+/// Encoded rows for training and evaluation.
+#[derive(Clone, Debug, Default)]
+pub struct Rows {
+    /// To train on.
+    pub train: Vec<Example>,
+    /// To evaluate on.
+    pub eval: Vec<Example>,
+    /// Classes, for the tasks that have them.
+    pub labels: Option<LabelSet>,
+    /// Rows that were left out because of `skip_bad_rows`.
+    pub skipped: Vec<String>,
+}
+
+/// Reads and encodes the data sets of a plan.
+///
+/// # Errors
+/// When a data set or a row can't be used; the error names file, line and field.
+pub fn rows(plan: &Plan, task: Task, options: &DataOptions, tokenizer: Tokenizer) -> Result<Rows> {
+    let dataset = Dataset::open(options)?;
+    let given = dataset.labels.clone();
+    let mut skipped: Vec<String> = dataset.skipped.iter().map(describe).collect();
+    let (train, mut eval) = dataset.split(options)?;
+    if !plan.data.eval_dataset.is_empty() {
+        let options = DataOptions { dataset: plan.data.eval_dataset.clone(), ..options.clone() };
+        let dataset = Dataset::open(&options)?;
+        skipped.extend(dataset.skipped.iter().map(describe));
+        eval = dataset.samples;
+    }
+    // Classes that only held-out rows have must have an id as well.
+    let all: Vec<Sample> = train.iter().chain(&eval).cloned().collect();
+    let labels = match task {
+        Task::SeqCls => Some(LabelSet::infer(&all, given.as_deref())?),
+        Task::TokenCls => Some(LabelSet::of_tags(&all, given.as_deref())),
+        _ => None,
+    };
+    let encoder = RowEncoder::new(task, options, plan.data.doc_stride, labels.clone(), tokenizer)?;
+    let mut encode = |samples: &[Sample]| -> Result<Vec<Example>> {
+        let mut examples = Vec::with_capacity(samples.len());
+        for sample in samples {
+            match encoder.encode(sample) {
+                Ok(found) => examples.extend(found),
+                Err(problem) if options.skip_bad_rows => {
+                    skipped.push(describe(&(sample.at().clone(), problem)));
+                }
+                Err(problem) => return Err(problem.at(sample.at()).into()),
+            }
+        }
+        Ok(examples)
+    };
+    let (train, eval) = (encode(&train)?, encode(&eval)?);
+    Ok(Rows { train, eval, labels, skipped })
+}
+
+fn describe((at, problem): &(RowRef, RowProblem)) -> String {
+    format!("{at}: {problem}")
+}
+
+/// The encoder of a task.
+enum RowEncoder {
+    Chat(Box<Encoder>),
+    Pairs(TextEncoder),
+    Labelled(TextEncoder, LabelSet),
+    Tagged(TextEncoder, LabelSet),
+    Questions(QuestionEncoder),
+}
+
+impl RowEncoder {
+    fn new(
+        task: Task,
+        options: &DataOptions,
+        doc_stride: usize,
+        labels: Option<LabelSet>,
+        tokenizer: Tokenizer,
+    ) -> Result<Self> {
+        let texts = |tokenizer| TextEncoder::new(tokenizer, options.cutoff_len);
+        Ok(match (task, labels) {
+            (Task::SeqCls, Some(labels)) => Self::Labelled(texts(tokenizer), labels),
+            (Task::TokenCls, Some(labels)) => Self::Tagged(texts(tokenizer), labels),
+            (Task::Seq2SeqLm, _) => Self::Pairs(texts(tokenizer)),
+            (Task::QuestionAns, _) => {
+                let options = QuestionOptions { max_length: options.cutoff_len, doc_stride };
+                Self::Questions(QuestionEncoder::new(tokenizer, options))
+            }
+            _ => Self::Chat(Box::new(Encoder::new(tokenizer, options.clone())?)),
+        })
+    }
+
+    fn encode(&self, sample: &Sample) -> Result<Vec<Example>, RowProblem> {
+        let one = match self {
+            Self::Chat(encoder) => encoder.sft(sample),
+            Self::Pairs(encoder) => encoder.seq2seq(sample),
+            Self::Labelled(encoder, labels) => encoder.classification(sample, labels),
+            Self::Tagged(encoder, labels) => encoder.tagging(sample, labels),
+            Self::Questions(encoder) => {
+                let windows = encoder.windows(sample)?;
+                return Ok(windows.into_iter().map(|w| w.example).collect());
+            }
+        };
+        Ok(vec![one?])
+    }
+}

@@ -1,0 +1,176 @@
+//! `lowrank train`: runs a recipe.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::AtomicBool,
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context as _;
+use lowrank_data::DateTime;
+use lowrank_train::{
+    Setup, Summary, Trainer,
+    recipe::{Plan, Recipe, keys},
+};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+
+use crate::{
+    progress::{Progress, bytes, peak_resident},
+    ui,
+};
+
+/// Trains what a recipe says; LLaMA-Factory's recipes run unchanged
+#[derive(Debug, clap::Args)]
+pub(crate) struct Train {
+    /// YAML or JSON recipe
+    #[arg(required_unless_present = "keys")]
+    recipe: Option<PathBuf>,
+    /// Settings that replace the recipe's: `key=value`, `--key value` or `--key=value`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    overrides: Vec<String>,
+    /// List every key that a recipe may have, and exit
+    #[arg(long)]
+    keys: bool,
+}
+
+/// A run that was asked to stop; its state is saved.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "stopped after step {} of {}; a checkpoint is saved, and the same recipe goes on from there",
+    .0.step, .0.total_steps
+)]
+pub(crate) struct Interrupted(Summary);
+
+impl Train {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        if self.keys {
+            return Ok(ui::result(keys::help_text().trim_end())?);
+        }
+        let recipe = self.recipe.context("no recipe")?;
+        let plan = Recipe::read(&recipe, &self.overrides)?.resolve()?;
+        let summary = train(&plan)?;
+        ui::result(&plan.output.output_dir.display().to_string())?;
+        match summary.interrupted {
+            true => Err(Interrupted(summary).into()),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Runs a plan, showing it first and its progress on the way.
+pub(crate) fn train(plan: &Plan) -> anyhow::Result<Summary> {
+    for notice in &plan.notices {
+        ui::line(&format!("note: {notice}"));
+    }
+    let setup = Setup::new(plan, now())?;
+    show(plan, &setup);
+    let stop = stop_on_signals()?;
+    let mut progress = Progress::new();
+    let summary = Trainer::new(plan, setup, &mut progress, &stop)?.run()?;
+    drop(progress);
+    if !summary.interrupted {
+        let peak = peak_resident().map(|b| format!(", peak memory {}", bytes(b)));
+        let (step, loss) = (summary.step, summary.train_loss);
+        ui::line(&format!(
+            "done: {step} steps, mean training loss {loss:.4}{}",
+            peak.unwrap_or_default()
+        ));
+    }
+    Ok(summary)
+}
+
+/// The time now, for templates that write the date.
+pub(crate) fn now() -> DateTime {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    DateTime::from_unix(i64::try_from(seconds).unwrap_or_default())
+}
+
+/// What is about to happen.
+fn show(plan: &Plan, setup: &Setup) {
+    for remark in &setup.remarks {
+        ui::line(&format!("note: {remark}"));
+    }
+    let model = setup.model.model();
+    let counts = setup.model.count_parameters();
+    let weights: u64 = model
+        .modules
+        .tensors()
+        .filter(|t| t.tied_to().is_none())
+        .map(|t| (t.weight().elem_count() * t.weight().dtype().size_in_bytes()) as u64)
+        .sum();
+    // Values, gradients and both moments.
+    let training = 4 * 4 * counts.trainable as u64;
+    let targets = setup.model.adapters().iter().flat_map(|a| a.plan.targets.keys());
+    let rows = &setup.rows;
+    let tokens: usize = rows.train.iter().map(|e| e.input_ids.len()).sum();
+    let trained: usize = rows.train.iter().map(lowrank_data::Example::targets).sum();
+    let lines = [
+        format!(
+            "model    {} ({}, {})",
+            model.folder.display(),
+            model.architecture.model_type,
+            model.task.name()
+        ),
+        format!("adapter  {counts}"),
+        format!("targets  {}", collapse(targets.map(String::as_str))),
+        format!(
+            "data     {} rows, {tokens} tokens, {:.0} % of them trained; {} rows held out",
+            rows.train.len(),
+            100.0 * trained as f64 / tokens.max(1) as f64,
+            rows.eval.len()
+        ),
+        format!(
+            "run      {} steps of {} × {} rows, learning rate {:e}, {}",
+            setup.total_steps,
+            plan.train.gradient_accumulation_steps,
+            plan.train.per_device_train_batch_size,
+            plan.train.learning_rate,
+            plan.train.lr_scheduler
+        ),
+        format!(
+            "memory   {} weights, {} for what trains, and the activations of a batch",
+            bytes(weights),
+            bytes(training)
+        ),
+        format!("output   {}", plan.output.output_dir.display()),
+    ];
+    lines.iter().for_each(|line| ui::line(line));
+}
+
+/// Module paths with numbers that only count blocks left out.
+fn collapse<'a>(paths: impl Iterator<Item = &'a str>) -> String {
+    let mut patterns: Vec<(String, usize)> = Vec::new();
+    for path in paths {
+        let parts = path.split('.').map(|p| if p.parse::<u32>().is_ok() { "*" } else { p });
+        let pattern = parts.collect::<Vec<_>>().join(".");
+        match patterns.iter_mut().find(|(own, _)| *own == pattern) {
+            Some((_, count)) => *count += 1,
+            None => patterns.push((pattern, 1)),
+        }
+    }
+    let shown = patterns.iter().map(|(pattern, count)| format!("{pattern} ×{count}"));
+    shown.collect::<Vec<_>>().join(", ")
+}
+
+/// Ctrl-C and SIGTERM end the run after its step; a second one ends the program at once.
+fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop))?;
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    // A file-size limit is reported by the write that meets it.
+    signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
+    Ok(stop)
+}
+
+/// Writes a recipe's text durably, for those who write recipes.
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
+    }
+    std::fs::write(path, bytes).with_context(|| path.display().to_string())
+}
