@@ -1,6 +1,8 @@
 //! The command line: parse, run, and one place where errors become text and exit codes.
 
 mod commands;
+mod progress;
+mod ui;
 
 use std::process::ExitCode;
 
@@ -20,7 +22,10 @@ fn main() -> ExitCode {
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             report(&error);
-            ExitCode::FAILURE
+            match error.is::<commands::Interrupted>() {
+                true => ExitCode::from(130), // as a shell reports what Ctrl-C ended
+                false => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -31,7 +36,6 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| cause.downcast_ref().is_some_and(closed))
 }
 
-#[expect(clippy::print_stderr, reason = "the one place where errors become text")]
 fn report(error: &anyhow::Error) {
     let mut text = error.to_string();
     for cause in error.chain().skip(1) {
@@ -41,5 +45,5 @@ fn report(error: &anyhow::Error) {
             text = format!("{text}: {cause}");
         }
     }
-    eprintln!("error: {text}");
+    ui::Ui::new().status(format_args!("error: {text}"));
 }

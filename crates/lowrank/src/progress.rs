@@ -26,7 +26,7 @@ impl Progress {
 
     fn line(&self, text: &str) {
         if self.bar.is_hidden() {
-            crate::ui::line(text);
+            crate::ui::Ui::new().status(text);
         } else {
             self.bar.println(text);
         }
@@ -51,19 +51,23 @@ impl Observer for Progress {
             report.loss, report.learning_rate, report.grad_norm
         ));
         let tenth = (report.total_steps / 10).max(1);
-        if self.bar.is_hidden() && (report.step.is_multiple_of(tenth) || report.step == report.total_steps) {
+        if self.bar.is_hidden()
+            && (report.step.is_multiple_of(tenth) || report.step == report.total_steps)
+        {
             let done = report.step - self.first_step;
             let left = report.total_steps - report.step;
             let left = self.begun.elapsed().as_secs_f64() / done.max(1) as f64 * left as f64;
             let message = self.bar.message();
             let (step, total) = (report.step, report.total_steps);
-            crate::ui::line(&format!("{step}/{total} {message} | {left:.0}s left"));
+            crate::ui::Ui::new().status(format_args!("{step}/{total} {message} | {left:.0}s left"));
         }
     }
 
     fn evaluated(&mut self, step: u64, evaluation: &Evaluation) {
-        let accuracy =
-            evaluation.accuracy.map(|a| format!(", accuracy {:.2} %", 100.0 * a)).unwrap_or_default();
+        let accuracy = evaluation
+            .accuracy
+            .map(|a| format!(", accuracy {:.2} %", 100.0 * a))
+            .unwrap_or_default();
         self.line(&format!("step {step}: held-out loss {:.4}{accuracy}", evaluation.loss));
     }
 

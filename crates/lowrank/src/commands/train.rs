@@ -1,11 +1,8 @@
 //! `lowrank train`: runs a recipe.
 
 use std::{
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::AtomicBool,
-    },
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -19,7 +16,7 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 
 use crate::{
     progress::{Progress, bytes, peak_resident},
-    ui,
+    ui::Ui,
 };
 
 /// Trains what a recipe says; LLaMA-Factory's recipes run unchanged
@@ -47,12 +44,12 @@ pub(crate) struct Interrupted(Summary);
 impl Train {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         if self.keys {
-            return Ok(ui::result(keys::help_text().trim_end())?);
+            return Ok(Ui::new().result(keys::help_text().trim_end())?);
         }
         let recipe = self.recipe.context("no recipe")?;
         let plan = Recipe::read(&recipe, &self.overrides)?.resolve()?;
         let summary = train(&plan)?;
-        ui::result(&plan.output.output_dir.display().to_string())?;
+        Ui::new().result(plan.output.output_dir.display())?;
         match summary.interrupted {
             true => Err(Interrupted(summary).into()),
             false => Ok(()),
@@ -63,7 +60,7 @@ impl Train {
 /// Runs a plan, showing it first and its progress on the way.
 pub(crate) fn train(plan: &Plan) -> anyhow::Result<Summary> {
     for notice in &plan.notices {
-        ui::line(&format!("note: {notice}"));
+        Ui::new().status(format_args!("note: {notice}"));
     }
     let setup = Setup::new(plan, now())?;
     show(plan, &setup);
@@ -74,7 +71,7 @@ pub(crate) fn train(plan: &Plan) -> anyhow::Result<Summary> {
     if !summary.interrupted {
         let peak = peak_resident().map(|b| format!(", peak memory {}", bytes(b)));
         let (step, loss) = (summary.step, summary.train_loss);
-        ui::line(&format!(
+        Ui::new().status(format_args!(
             "done: {step} steps, mean training loss {loss:.4}{}",
             peak.unwrap_or_default()
         ));
@@ -91,7 +88,7 @@ pub(crate) fn now() -> DateTime {
 /// What is about to happen.
 fn show(plan: &Plan, setup: &Setup) {
     for remark in &setup.remarks {
-        ui::line(&format!("note: {remark}"));
+        Ui::new().status(format_args!("note: {remark}"));
     }
     let model = setup.model.model();
     let counts = setup.model.count_parameters();
@@ -137,7 +134,7 @@ fn show(plan: &Plan, setup: &Setup) {
         ),
         format!("output   {}", plan.output.output_dir.display()),
     ];
-    lines.iter().for_each(|line| ui::line(line));
+    lines.iter().for_each(|line| Ui::new().status(line));
 }
 
 /// Module paths with numbers that only count blocks left out.
@@ -165,12 +162,4 @@ fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
     // A file-size limit is reported by the write that meets it.
     signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
     Ok(stop)
-}
-
-/// Writes a recipe's text durably, for those who write recipes.
-pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
-    }
-    std::fs::write(path, bytes).with_context(|| path.display().to_string())
 }

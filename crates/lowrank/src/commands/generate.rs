@@ -1,0 +1,133 @@
+//! `lowrank generate`: continues one prompt.
+
+use anyhow::{Context as _, ensure};
+use lowrank_data::{DataOptions, Tokenizer};
+use lowrank_models::{Family, GenerateOptions, PeftModel, Sampling, Task};
+use serde_json::json;
+
+use crate::{
+    generation::{
+        Continuation, Prompter, SamplingArgs, TemplateArgs, continue_prompt, stop_ids,
+    },
+    model_source::{ModelArgs, ModelSource},
+    ui::Ui,
+};
+
+/// Continues a prompt; without --json the new text is printed as it comes
+///
+/// A prompt is a user's turn if the model has a chat template or one is named with --template;
+/// otherwise, and with --raw, it is plain text behind the special tokens that the tokenizer puts
+/// before texts (`<s>`). Generation stops at the tokenizer's `eos_token` and the `eos_token_id` of
+/// generation_config.json and config.json. Without sampling flags the likeliest token is taken.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Generate {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Text to continue
+    #[arg(long, value_name = "TEXT", required_unless_present = "prompt_ids")]
+    prompt: Option<String>,
+    /// Token ids to continue, e.g. 1,2,3; no token is added to them
+    #[arg(
+        long, value_name = "IDS", value_delimiter = ',', num_args = 1.., conflicts_with_all = ["prompt", "raw", "template", "system"]
+    )]
+    prompt_ids: Vec<u32>,
+    /// Take the prompt as plain text even if the model has a chat template
+    #[arg(long, conflicts_with_all = ["template"])]
+    raw: bool,
+    #[command(flatten)]
+    template: TemplateArgs,
+    /// Most new tokens
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_new_tokens: usize,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// Print one JSON object: `text` and `token_ids` of prompt and continuation, `completion`
+    ///
+    /// Of an encoder-decoder `text` and `token_ids` are the decoder's, as transformers returns them.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Generate {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        let ui = Ui::new();
+        let source = self.model.source()?;
+        let model = open_for_generation(&source, ui)?;
+        let family = model.model().architecture.family;
+        let prompter = self.prompter(&source, family, ui)?;
+        let prompt = match (&self.prompt, &prompter) {
+            (Some(text), Some(prompter)) => prompter.text(text, self.raw)?,
+            _ => self.prompt_ids.clone(),
+        };
+        let tokenizer = prompter.as_ref().map(Prompter::tokenizer);
+        let options = GenerateOptions {
+            max_new_tokens: self.max_new_tokens,
+            eos_token_ids: stop_ids(&model, tokenizer)?,
+            sampling: self.sampling.over(Sampling::default()),
+        };
+        if self.json {
+            let new = continue_prompt(&model, tokenizer, &prompt, &options, |_| Ok(()))?;
+            return print_json(&model, tokenizer, &prompt, &new, ui);
+        }
+        ensure!(tokenizer.is_some(), "without a tokenizer.json there is no text; add --json");
+        let stream = |text: &str| Ok(ui.stream(text)?);
+        continue_prompt(&model, tokenizer, &prompt, &options, stream)?;
+        Ok(ui.result("")?)
+    }
+
+    /// Ids can be continued without a tokenizer.
+    fn prompter(
+        &self,
+        source: &ModelSource,
+        family: Family,
+        ui: Ui,
+    ) -> anyhow::Result<Option<Prompter>> {
+        if self.prompt.is_none() && !source.has_tokenizer() {
+            return Ok(None);
+        }
+        let options = DataOptions::from(&self.template);
+        Ok(Some(Prompter::new(source.tokenizer()?, family, options, ui)?))
+    }
+}
+
+/// Opens a model with the head that makes text.
+pub(crate) fn open_for_generation(source: &ModelSource, ui: Ui) -> anyhow::Result<PeftModel> {
+    let (_, architecture) = source.config()?;
+    let task = match architecture.family {
+        Family::Decoder => Task::CausalLm,
+        Family::EncoderDecoder => Task::Seq2SeqLm,
+        Family::Encoder => {
+            let model_type = architecture.model_type;
+            anyhow::bail!("`{model_type}` models don't generate text; `lowrank predict` asks them")
+        }
+    };
+    let adapters_task = source.default_task()?;
+    ensure!(
+        source.adapters.is_empty() || !matches!(adapters_task, Task::SeqCls | Task::TokenCls | Task::QuestionAns),
+        "the adapter is for the task `{}` and doesn't generate text; use `lowrank predict`",
+        adapters_task.name()
+    );
+    source.open(task, ui)
+}
+
+fn print_json(
+    model: &PeftModel,
+    tokenizer: Option<&Tokenizer>,
+    prompt: &[u32],
+    new: &Continuation,
+    ui: Ui,
+) -> anyhow::Result<()> {
+    let before = match model.model().architecture.family {
+        Family::EncoderDecoder => {
+            let config = &model.model().config;
+            let start = config.token_id("decoder_start_token_id")?;
+            vec![start.or(config.token_id("pad_token_id")?).context("no `decoder_start_token_id`")?]
+        }
+        _ => prompt.to_vec(),
+    };
+    let token_ids = [before, new.ids.clone()].concat();
+    let text = tokenizer.map(|t| t.decode(&token_ids, true)).transpose()?;
+    let completion = tokenizer.map(|_| &new.text);
+    let object = json!({"text": text, "completion": completion, "token_ids": token_ids});
+    Ok(ui.result(object)?)
+}
