@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use crate::{Error, Result};
 
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
@@ -123,6 +125,17 @@ impl Dropout {
             return Err(Error::Shape { op, what, found, must_be });
         }
         Ok(())
+    }
+
+    /// `x` `[rows, columns]` with its mask applied, on all threads: a row's mask is its own.
+    pub(crate) fn apply(&self, x: &[f32], columns: usize) -> Vec<f32> {
+        let mut out = vec![0.0; x.len()];
+        let rows = out.par_chunks_exact_mut(columns.max(1)).zip(x.par_chunks_exact(columns.max(1)));
+        rows.enumerate().for_each(|(row, (out, x))| {
+            self.factors(row, 0, out);
+            out.iter_mut().zip(x).for_each(|(o, x)| *o *= x);
+        });
+        out
     }
 
     /// The factors of columns `start..start + out.len()` of a row: 0 or `1 / (1 - p)`.

@@ -6,7 +6,7 @@
 //! in memory twice and the caller decides what makes files durable.
 
 use candle_core::{DType, Tensor};
-use lowrank_peft::BaseTensor;
+use lowrank_peft::{BaseTensor, layers::Linear};
 use serde_json::{Map, Value, json};
 
 use crate::{Config, Error, Head, Model, Result, Task};
@@ -41,13 +41,20 @@ pub struct Shard<'a> {
     entries: Vec<Entry<'a>>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Entry<'a> {
+    name: String,
     tensor: &'a BaseTensor,
     dtype: DType,
 }
 
-impl Entry<'_> {
+impl<'a> Entry<'a> {
+    fn new(name: &str, tensor: &'a BaseTensor, options: &SaveOptions) -> Result<Self> {
+        let dtype = options.dtype.unwrap_or(tensor.saved_dtype());
+        name_of(dtype)?;
+        Ok(Self { name: name.to_owned(), tensor, dtype })
+    }
+
     /// As in the file: a Conv1D's weight is `[in, out]` there.
     fn shape(&self) -> Vec<usize> {
         let weight = self.tensor.weight();
@@ -78,12 +85,15 @@ impl Model {
     /// When a dtype isn't one that files hold.
     pub fn saved(&self, options: &SaveOptions) -> Result<Saved<'_>> {
         let written = self.modules.tensors().filter(|tensor| !self.is_tied(tensor));
+        let mut entries = written
+            .map(|tensor| Entry::new(tensor.name(), tensor, options))
+            .collect::<Result<Vec<_>>>()?;
+        if let Some((name, bias)) = self.second_bias() {
+            entries.push(Entry::new(&name, bias, options)?);
+        }
         let mut shards: Vec<Vec<Entry<'_>>> = vec![Vec::new()];
         let mut filled = 0u64;
-        for tensor in written {
-            let dtype = options.dtype.unwrap_or(tensor.saved_dtype());
-            name_of(dtype)?;
-            let entry = Entry { tensor, dtype };
+        for entry in entries {
             let is_full = filled > 0 && filled.saturating_add(entry.size()) > options.max_shard_size;
             if is_full {
                 shards.push(Vec::new());
@@ -98,6 +108,27 @@ impl Model {
         let shards = shards.into_iter().enumerate();
         let shards = shards.map(|(i, entries)| Shard::new(entries, i, count)).collect();
         Ok(Saved { model: self, shards })
+    }
+
+    /// The output layer of a language model, if its weight isn't the embedding's.
+    fn own_output(&self) -> Option<&Linear> {
+        let is_language_model =
+            matches!(self.task, Task::CausalLm | Task::Seq2SeqLm | Task::MaskedLm);
+        match self.head() {
+            Head::Tokens(head) if is_language_model => {
+                Some(&head.linear).filter(|linear| !self.is_tied(linear.weight()))
+            }
+            _ => None,
+        }
+    }
+
+    /// BERT's output layer has its bias under a name of its own, of which the layer's is a copy
+    /// only as long as the weight is tied.
+    fn second_bias(&self) -> Option<(String, &BaseTensor)> {
+        let linear = self.own_output()?;
+        let bias = linear.bias()?;
+        let name = format!("{}.bias", linear.weight().name().strip_suffix(".weight")?);
+        (bias.name() != name).then_some((name, bias))
     }
 
     /// Whether a tensor is still the same as the one it is tied to.
@@ -136,7 +167,7 @@ impl<'a> Saved<'a> {
         if let Some(class) = (self.model.architecture.class)(self.model.task) {
             config.set("architectures", json!([class]));
         }
-        if self.has_own_output() {
+        if self.model.own_output().is_some() {
             untie(&mut config)?;
         }
         let mut dtypes = self.shards.iter().flat_map(|s| &s.entries).map(|e| e.dtype);
@@ -149,16 +180,6 @@ impl<'a> Saved<'a> {
         pretty("config.json", &Value::Object(config.fields().clone()))
     }
 
-    /// Whether the output layer of a language model has a weight that isn't the embedding's.
-    fn has_own_output(&self) -> bool {
-        let is_language_model =
-            matches!(self.model.task, Task::CausalLm | Task::Seq2SeqLm | Task::MaskedLm);
-        match self.model.head() {
-            Head::Tokens(head) if is_language_model => !self.model.is_tied(head.linear.weight()),
-            _ => false,
-        }
-    }
-
     fn index(&self) -> Result<String> {
         let mut by_tensor = Map::new();
         let (mut bytes, mut elements) = (0u64, 0u64);
@@ -166,8 +187,7 @@ impl<'a> Saved<'a> {
             for entry in &shard.entries {
                 bytes = bytes.saturating_add(entry.size());
                 elements += entry.tensor.weight().elem_count() as u64;
-                let name = entry.tensor.name().to_owned();
-                by_tensor.insert(name, shard.file_name.as_str().into());
+                by_tensor.insert(entry.name.clone(), shard.file_name.as_str().into());
             }
         }
         let metadata = json!({"total_parameters": elements, "total_size": bytes});
@@ -208,7 +228,7 @@ impl<'a> Shard<'a> {
             let end = start + entry.size();
             let (dtype, shape) = (name_of(entry.dtype)?, entry.shape());
             let field = json!({"dtype": dtype, "shape": shape, "data_offsets": [start, end]});
-            fields.insert(entry.tensor.name().to_owned(), field);
+            fields.insert(entry.name.clone(), field);
             start = end;
         }
         let mut json = Value::Object(fields).to_string().into_bytes();

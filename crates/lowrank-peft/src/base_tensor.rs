@@ -74,12 +74,13 @@ impl BaseTensor {
 
     /// The name of the tensor whose memory it shares, as long as no merge has parted them.
     pub fn tied_to(&self) -> Option<&str> {
-        self.tied_to.as_deref().filter(|_| self.read(|s| s.unmerged.is_none() && !s.changed))
+        self.tied_to.as_deref().filter(|_| !self.is_merged())
     }
 
-    /// Whether a merge is in force: the tensor isn't what the base model's files hold.
+    /// Whether a merge is in force, for the time being or for good: the tensor isn't what the base
+    /// model's files hold.
     pub fn is_merged(&self) -> bool {
-        self.read(|s| s.unmerged.is_some())
+        self.read(|s| s.unmerged.is_some() || s.changed)
     }
 
     /// The dtype in which it is saved. Vectors are f32 in memory, whatever their files hold.

@@ -104,6 +104,7 @@ impl Collator {
                 };
                 Ok(Targets::Spans(labels.iter().map(of).collect::<Result<_>>()?))
             }
+            Some(Labels::None) if labels.iter().any(|l| **l != Labels::None) => Err(mixed()),
             Some(Labels::None) | None => Ok(Targets::Classes(Arc::new([]))),
         }
     }

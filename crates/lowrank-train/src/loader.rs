@@ -46,6 +46,11 @@ impl Loader {
         }
     }
 
+    /// A loader of nothing, for a run that only evaluates.
+    pub fn idle(order: Order) -> Self {
+        Self { units: Vec::new(), order }
+    }
+
     fn batches_per_epoch(&self) -> usize {
         match self.order.drop_last {
             true => self.units.len() / self.order.batch_size,
@@ -53,9 +58,9 @@ impl Loader {
         }
     }
 
-    /// Steps of one pass over the data; the last one may be short.
+    /// Steps of one pass over the data, at least one; the last one may be short.
     pub fn steps_per_epoch(&self) -> u64 {
-        self.batches_per_epoch().div_ceil(self.order.accumulation) as u64
+        self.batches_per_epoch().div_ceil(self.order.accumulation).max(1) as u64
     }
 
     /// Steps of so many passes, rounded up.

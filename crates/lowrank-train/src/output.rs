@@ -9,7 +9,7 @@ use std::{
 use lowrank_models::{DEFAULT_ADAPTER, LABELS_NAME};
 
 use crate::{
-    Evaluation, Result, RunState, Setup, Summary, checkpoint,
+    Evaluation, Result, RunState, Setup, checkpoint,
     durable::{DurableFs, create_dirs, write_replace},
     recipe::plan::{Cadence, Plan},
     report::{
@@ -81,7 +81,11 @@ impl<'a> Output<'a> {
         Ok(Self { fs, plan, state, log, events, first_step, first_tokens })
     }
 
-    pub(crate) fn state(&self) -> &TrainerState {
+    /// The log's state when the run has come to `run`, whether or not that step was logged.
+    pub(crate) fn state_at(&mut self, run: &RunState, epoch: f64) -> &TrainerState {
+        self.state.global_step = run.step;
+        self.state.epoch = epoch;
+        self.state.num_input_tokens_seen = run.tokens;
         &self.state
     }
 
@@ -100,9 +104,7 @@ impl<'a> Output<'a> {
         if let Some(events) = &mut self.events {
             events.log(&entry, wall_time())?;
         }
-        self.state.global_step = run.step;
-        self.state.epoch = entry.epoch;
-        self.state.num_input_tokens_seen = run.tokens;
+        self.state_at(run, entry.epoch);
         self.state.log_history.push(entry);
         Ok(())
     }
@@ -153,7 +155,7 @@ impl<'a> Output<'a> {
     pub(crate) fn finish(
         &mut self,
         adapter: &[(String, Vec<u8>)],
-        summary: &Summary,
+        run: &RunState,
         epoch: f64,
         runtime: Duration,
     ) -> Result<()> {
@@ -161,12 +163,13 @@ impl<'a> Output<'a> {
         for (name, bytes) in adapter {
             write_replace(self.fs, &folder.join(name), bytes)?;
         }
-        let steps = summary.step.saturating_sub(self.first_step) as f64;
+        let steps = run.step.saturating_sub(self.first_step) as f64;
         let mut metrics = run_files::speed_metrics("train", runtime, None, Some(steps));
-        metrics.insert("train_loss".to_owned(), summary.train_loss);
+        metrics.insert("train_loss".to_owned(), run.train_loss());
         metrics.insert("epoch".to_owned(), epoch);
         run_files::save_metrics(self.fs, folder, "train", &metrics)?;
-        self.state.save(self.fs, folder)?;
+        let fs = self.fs;
+        self.state_at(run, epoch).save(fs, folder)?;
         self.log.sync()?;
         if let Some(events) = &mut self.events {
             events.sync()?;

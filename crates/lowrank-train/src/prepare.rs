@@ -1,8 +1,8 @@
 //! Data sets into encoded rows, for each task in its way.
 
 use lowrank_data::{
-    DataOptions, Dataset, Encoder, Example, LabelSet, QuestionEncoder, QuestionOptions, RowProblem,
-    RowRef, Sample, TextEncoder, Tokenizer,
+    DataOptions, Dataset, Encoder, Example, LabelSet, Labels, QuestionEncoder, QuestionOptions,
+    RowProblem, RowRef, Sample, TextEncoder, Tokenizer,
 };
 use lowrank_models::Task;
 
@@ -106,6 +106,11 @@ impl RowEncoder {
                 return Ok(windows.into_iter().map(|w| w.example).collect());
             }
         };
-        Ok(vec![one?])
+        let one = one?;
+        if one.labels == Labels::None {
+            let message = "the row has no label to learn from or to compare with".to_owned();
+            return Err(RowProblem::Other { message });
+        }
+        Ok(vec![one])
     }
 }

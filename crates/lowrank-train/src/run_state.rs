@@ -47,6 +47,11 @@ impl RunState {
         Self { settings: plan.settings(), fingerprint, ..Self::default() }
     }
 
+    /// Mean of the steps' losses so far.
+    pub fn train_loss(&self) -> f64 {
+        self.loss_in_all / self.step.max(1) as f64
+    }
+
     /// The files of a checkpoint that isn't only the model: this state, the log's and the moments.
     ///
     /// # Errors
@@ -89,7 +94,7 @@ impl RunState {
             })?;
             parameter.set(saved)?;
         }
-        optimizer.restore(state.step, &tensors(checkpoint, OPTIMIZER)?)?;
+        optimizer.restore(&tensors(checkpoint, OPTIMIZER)?)?;
         Ok((state, log))
     }
 }

@@ -58,10 +58,14 @@ impl Setup {
         remarks.extend(about_model(&model));
         let model = with_adapter(model, plan, lora, task, &mut remarks)?;
         let vocabulary = model.model().config.size_or("vocab_size", usize::MAX)?;
-        check_rows(&rows, vocabulary)?;
+        check_rows(&rows, vocabulary, plan.train.do_train)?;
         remarks.extend(about_rows(&rows));
-        let loader = Loader::new(units(plan, &options, &rows.train, &mut remarks), order(plan))?;
+        let loader = match plan.train.do_train {
+            true => Loader::new(units(plan, &options, &rows.train, &mut remarks), order(plan))?,
+            false => Loader::idle(order(plan)),
+        };
         let total_steps = match plan.train.duration {
+            _ if !plan.train.do_train => 0,
             Duration::Steps(steps) => steps,
             Duration::Epochs(epochs) => loader.steps_for(epochs),
         };
@@ -279,7 +283,7 @@ fn order(plan: &Plan) -> Order {
     }
 }
 
-fn check_rows(rows: &Rows, vocabulary: usize) -> Result<()> {
+fn check_rows(rows: &Rows, vocabulary: usize, train: bool) -> Result<()> {
     for example in rows.train.iter().chain(&rows.eval) {
         if let Some(id) = example.input_ids.iter().find(|id| **id as usize >= vocabulary) {
             return Err(Error::Setup(format!(
@@ -289,7 +293,7 @@ fn check_rows(rows: &Rows, vocabulary: usize) -> Result<()> {
             )));
         }
     }
-    if rows.train.iter().all(|e| e.targets() == 0) {
+    if train && rows.train.iter().all(|e| e.targets() == 0) {
         let what = "no row has a token to train on; look at them with `lowrank preview`";
         return Err(Error::Setup(what.to_owned()));
     }

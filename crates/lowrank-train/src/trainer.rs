@@ -183,9 +183,10 @@ impl<'a> Trainer<'a> {
         let grad_norm = self.gradients.global_norm()?;
         self.check_finite(number, "the loss", loss, &samples)?;
         self.check_finite(number, "the gradient's norm", grad_norm, &samples)?;
-        if let Some(most) = self.plan.train.max_grad_norm.filter(|most| grad_norm > *most) {
-            // PyTorch's `clip_grad_norm_` divides by the norm plus this.
-            self.gradients.scale((most / (grad_norm + 1e-6)) as f32)?;
+        // PyTorch's `clip_grad_norm_` divides by the norm plus this.
+        let clip = self.plan.train.max_grad_norm.map(|most| most / (grad_norm + 1e-6));
+        if let Some(clip) = clip.filter(|clip| *clip < 1.0) {
+            self.gradients.scale(clip as f32)?;
         }
         let learning_rate = self.schedule.learning_rate(self.state.step);
         self.optimizer.step(learning_rate, &self.gradients)?;
@@ -295,8 +296,10 @@ impl<'a> Trainer<'a> {
             return Ok(());
         }
         let mut files = self.output.adapter_files(&self.setup)?;
-        if !self.plan.output.save_only_model {
-            files.extend(self.state.files(self.output.state(), &self.optimizer)?);
+        // An interrupted run promises that it can go on, so it keeps its state in any case.
+        if interrupted || !self.plan.output.save_only_model {
+            let log = self.output.state_at(&self.state, self.epoch());
+            files.extend(self.state.files(log, &self.optimizer)?);
         }
         match self.output.save(self.state.step, &files) {
             Ok(folder) => self.observer.saved(&folder),
@@ -319,8 +322,8 @@ impl<'a> Trainer<'a> {
         }
         if self.plan.train.do_train {
             let files = self.output.adapter_files(&self.setup)?;
-            let summary = self.summary(false);
-            self.output.finish(&files, &summary, self.epoch(), started.elapsed())?;
+            let epoch = self.epoch();
+            self.output.finish(&files, &self.state, epoch, started.elapsed())?;
         }
         Ok(self.summary(false))
     }
@@ -329,7 +332,7 @@ impl<'a> Trainer<'a> {
         Summary {
             step: self.state.step,
             total_steps: self.setup.total_steps,
-            train_loss: self.state.loss_in_all / self.state.step.max(1) as f64,
+            train_loss: self.state.train_loss(),
             evaluation: self.last_evaluation,
             interrupted,
         }
@@ -353,7 +356,7 @@ fn find(plan: &Plan, observer: &mut dyn Observer) -> Result<Option<checkpoint::C
     let search = checkpoint::find_newest(FS, folder)?;
     if plan.train.resume == Resume::Never {
         return match search.newest {
-            Some(_) if plan.output.overwrite_output_dir => clear(folder).map(|()| None),
+            _ if plan.output.overwrite_output_dir => clear(folder).map(|()| None),
             Some(found) => Err(Error::State {
                 path: found.path,
                 what: "belongs to an earlier run; resume it with `resume_from_checkpoint: true`, \

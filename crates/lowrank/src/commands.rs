@@ -1,14 +1,27 @@
 //! The commands, one file each.
 
+mod chat;
+mod generate;
+mod inspect;
+mod merge;
 mod parity;
+mod predict;
+mod preview;
 mod train;
 
-pub(crate) use train::Interrupted;
+pub(crate) use train::{Interrupted, now};
 
 /// What to do.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
+    Chat(chat::Chat),
+    Generate(generate::Generate),
+    Inspect(inspect::Inspect),
+    #[command(visible_alias = "export")]
+    Merge(merge::Merge),
     Parity(parity::Parity),
+    Predict(predict::Predict),
+    Preview(preview::Preview),
     Train(train::Train),
 }
 
@@ -16,7 +29,13 @@ impl Command {
     /// Does it.
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self {
+            Self::Chat(command) => command.run(),
+            Self::Generate(command) => command.run(),
+            Self::Inspect(command) => command.run(),
+            Self::Merge(command) => command.run(),
             Self::Parity(command) => command.run(),
+            Self::Predict(command) => command.run(),
+            Self::Preview(command) => command.run(),
             Self::Train(command) => command.run(),
         }
     }

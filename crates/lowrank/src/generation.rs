@@ -6,7 +6,7 @@ mod text_stream;
 use lowrank_data::Tokenizer;
 use lowrank_models::{Family, GenerateOptions, PeftModel, Sampling, generate};
 
-pub(crate) use prompter::{Prompter, TemplateArgs};
+pub(crate) use prompter::{Prompter, TemplateArgs, of_plan};
 pub(crate) use text_stream::TextStream;
 
 /// How the next token is chosen, as flags. What isn't given is the command's own default.

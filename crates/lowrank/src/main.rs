@@ -1,6 +1,8 @@
 //! The command line: parse, run, and one place where errors become text and exit codes.
 
 mod commands;
+mod generation;
+mod model_source;
 mod progress;
 mod ui;
 

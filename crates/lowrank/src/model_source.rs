@@ -182,17 +182,21 @@ impl ModelSource {
         Ok(model)
     }
 
-    /// The tokenizer of the base model, or of the first adapter whose folder has one.
-    pub(crate) fn tokenizer(&self) -> anyhow::Result<Tokenizer> {
-        let folders = std::iter::once(&self.folder).chain(self.adapters.iter().map(|(_, f)| f));
-        let found = folders.into_iter().find(|folder| folder.join("tokenizer.json").is_file());
-        Ok(Tokenizer::open(found.unwrap_or(&self.folder))?)
+    /// The folder with the tokenizer: the base model's, or that of the first adapter that has one.
+    pub(crate) fn tokenizer_folder(&self) -> &Path {
+        let mut folders = std::iter::once(&self.folder).chain(self.adapters.iter().map(|(_, f)| f));
+        let found = folders.find(|folder| folder.join("tokenizer.json").is_file());
+        found.unwrap_or(&self.folder)
     }
 
-    /// Whether there is any tokenizer.
+    /// The tokenizer.
+    pub(crate) fn tokenizer(&self) -> anyhow::Result<Tokenizer> {
+        Ok(Tokenizer::open(self.tokenizer_folder())?)
+    }
+
+    /// Whether there is one.
     pub(crate) fn has_tokenizer(&self) -> bool {
-        let folders = std::iter::once(&self.folder).chain(self.adapters.iter().map(|(_, f)| f));
-        folders.into_iter().any(|folder| folder.join("tokenizer.json").is_file())
+        self.tokenizer_folder().join("tokenizer.json").is_file()
     }
 }
 

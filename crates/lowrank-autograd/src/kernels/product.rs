@@ -1,5 +1,6 @@
 //! Matrix products in f32 with weights of any float dtype, through the `gemm` crate.
 
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use crate::{
@@ -157,30 +158,32 @@ fn by_weight(x: &[f32], n: usize, w: &Weight, m: Matrix) -> Result<Vec<f32>> {
             let w = View::strided(w, m.rows, m.columns, m.row_stride, m.column_stride);
             product_parallel(&mut Target::new(&mut y, m.rows), false, 1.0, x, w.t());
         }
-        Elements::Bf16(w) => widened(x, &mut y, m, |i| w.get(i).map_or(0.0, |v| v.to_f32())),
-        Elements::F16(w) => widened(x, &mut y, m, |i| w.get(i).map_or(0.0, |v| v.to_f32())),
+        Elements::Bf16(w) => widened(x, &mut y, m, w),
+        Elements::F16(w) => widened(x, &mut y, m, w),
     })?;
     Ok(y)
 }
 
 /// The product over panels of rows of `m`, each widened to f32 by the thread that multiplies it.
-fn widened(x: View<'_>, y: &mut [f32], m: Matrix, read: impl Fn(usize) -> f32 + Sync) {
+fn widened<T>(x: View<'_>, y: &mut [f32], m: Matrix, w: &[T])
+where
+    T: Sync,
+    [T]: HalfFloatSliceExt,
+{
     let rows = (PANEL / m.columns.max(1)).clamp(1, m.rows.max(1));
     let panels: Vec<(usize, usize)> =
         (0..m.rows).step_by(rows).map(|first| (first, rows.min(m.rows - first))).collect();
     let parts: Vec<Vec<f32>> = panels
         .par_iter()
         .map(|&(first, rows)| {
-            let mut panel = vec![0.0; rows * m.columns];
-            for (r, row) in panel.chunks_exact_mut(m.columns.max(1)).enumerate() {
-                let start = (first + r) * m.row_stride;
-                for (c, v) in row.iter_mut().enumerate() {
-                    *v = read(start + c * m.column_stride);
-                }
-            }
+            let panel = widen(w, m, first, rows);
+            // The panel lies as memory does: by rows of `m`, or by its columns.
+            let w = match m.column_stride {
+                1 => View::new(&panel, rows, m.columns).t(),
+                _ => View::new(&panel, m.columns, rows),
+            };
             let mut part = vec![0.0; x.rows * rows];
-            let w = View::new(&panel, rows, m.columns);
-            product(&mut Target::new(&mut part, rows), false, 1.0, x, w.t());
+            product(&mut Target::new(&mut part, rows), false, 1.0, x, w);
             part
         })
         .collect();
@@ -193,4 +196,23 @@ fn widened(x: View<'_>, y: &mut [f32], m: Matrix, read: impl Fn(usize) -> f32 + 
             }
         }
     });
+}
+
+/// Rows `first..first + rows` of `m` as f32, in runs that are contiguous in memory.
+fn widen<T>(w: &[T], m: Matrix, first: usize, rows: usize) -> Vec<f32>
+where
+    [T]: HalfFloatSliceExt,
+{
+    let mut panel = vec![0.0; rows * m.columns];
+    let (run, start, stride) = match m.column_stride {
+        1 => (m.columns, first * m.row_stride, m.row_stride),
+        _ => (rows, first, m.column_stride),
+    };
+    for (i, to) in panel.chunks_exact_mut(run.max(1)).enumerate() {
+        let from = start + i * stride;
+        if let Some(from) = w.get(from..from + run) {
+            from.convert_to_f32_slice(to);
+        }
+    }
+    panel
 }

@@ -24,12 +24,5 @@ pub fn dropout(x: &Value, mask: Option<&Dropout>) -> Result<Value> {
 fn masked(x: &Tensor, mask: &Dropout) -> Result<Tensor> {
     let (n, d) = dims2("dropout", "the input", x)?;
     let x = x.contiguous()?;
-    let mut y = vec![0.0; n * d];
-    let rows = F32::of("dropout", &x)?;
-    let rows = rows.chunks_exact(d.max(1));
-    for (row, (y, x)) in y.chunks_exact_mut(d.max(1)).zip(rows).enumerate() {
-        mask.factors(row, 0, y);
-        y.iter_mut().zip(x).for_each(|(y, x)| *y *= x);
-    }
-    tensor(y, &[n, d])
+    tensor(mask.apply(&F32::of("dropout", &x)?, d), &[n, d])
 }

@@ -152,7 +152,7 @@ fn forward(
         let r = term.a.dims()[0];
         let mut h = vec![0.0; n * r];
         let (a, b) = (F32::of(OP, term.a.data())?, F32::of(OP, term.b.data())?);
-        let dropped = term.dropout.as_ref().map(|d| drop_rows(d, &x, input));
+        let dropped = term.dropout.as_ref().map(|d| d.apply(&x, input));
         let x = View::new(dropped.as_deref().unwrap_or(&x), n, input);
         product_parallel(&mut Target::new(&mut h, r), false, 1.0, x, View::new(&a, r, input).t());
         let (h_view, b) = (View::new(&h, n, r), View::new(&b, out, r));
@@ -169,18 +169,6 @@ fn add_to_rows(y: &mut [f32], bias: &[f32], scale: f32) {
     for row in y.chunks_exact_mut(bias.len().max(1)) {
         row.iter_mut().zip(bias).for_each(|(y, b)| *y += scale * b);
     }
-}
-
-/// `x` with its dropout mask applied.
-fn drop_rows(dropout: &Dropout, x: &[f32], columns: usize) -> Vec<f32> {
-    let mut out = vec![0.0; x.len()];
-    for (row, (out, x)) in
-        out.chunks_exact_mut(columns.max(1)).zip(x.chunks_exact(columns.max(1))).enumerate()
-    {
-        dropout.factors(row, 0, out);
-        out.iter_mut().zip(x).for_each(|(o, x)| *o *= x);
-    }
-    out
 }
 
 struct Saved {
@@ -283,7 +271,7 @@ impl SavedTerm {
         }
         let da = match x.filter(|_| self.need_a) {
             Some(x) => {
-                let dropped = self.dropout.as_ref().map(|d| drop_rows(d, x, input));
+                let dropped = self.dropout.as_ref().map(|d| d.apply(x, input));
                 let x = View::new(dropped.as_deref().unwrap_or(x), n, input);
                 let mut da = vec![0.0; r * input];
                 let dh = View::new(&dh, n, r);
@@ -317,7 +305,7 @@ impl SavedTerm {
         };
         let mut own = vec![0.0; dx.len()];
         product_parallel(&mut Target::new(&mut own, input), false, 1.0, dh, a);
-        let own = drop_rows(dropout, &own, input);
+        let own = dropout.apply(&own, input);
         dx.iter_mut().zip(own).for_each(|(d, o)| *d += o);
     }
 }

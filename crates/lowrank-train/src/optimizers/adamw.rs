@@ -34,7 +34,6 @@ impl Default for AdamWSettings {
 pub struct AdamW {
     settings: AdamWSettings,
     slots: Vec<Slot>,
-    step: u64,
 }
 
 #[derive(Debug)]
@@ -42,6 +41,8 @@ struct Slot {
     parameter: Parameter,
     mean: Vec<f32>,
     square: Vec<f32>,
+    /// Updates of this parameter; those without a gradient for it don't count, as in PyTorch.
+    steps: u64,
     decay: f64,
 }
 
@@ -52,9 +53,9 @@ impl AdamW {
             let n = parameter.data().elem_count();
             let decays = settings.decay_all || decays(parameter.name());
             let decay = if decays { settings.weight_decay } else { 0.0 };
-            Slot { parameter, mean: vec![0.0; n], square: vec![0.0; n], decay }
+            Slot { parameter, mean: vec![0.0; n], square: vec![0.0; n], steps: 0, decay }
         };
-        Self { settings, slots: parameters.into_iter().map(slot).collect(), step: 0 }
+        Self { settings, slots: parameters.into_iter().map(slot).collect() }
     }
 
     /// Updates every parameter that has a gradient.
@@ -62,14 +63,16 @@ impl AdamW {
     /// # Errors
     /// Those of the tensor library.
     pub fn step(&mut self, learning_rate: f64, gradients: &Gradients) -> Result<()> {
-        self.step += 1;
         let AdamWSettings { beta1, beta2, epsilon, .. } = self.settings;
-        let exponent = i32::try_from(self.step).unwrap_or(i32::MAX);
-        let size = (learning_rate / (1.0 - beta1.powi(exponent))) as f32;
-        let root = (1.0 - beta2.powi(exponent)).sqrt() as f32;
-        let (b1, b2, epsilon) = (beta1 as f32, beta2 as f32, epsilon as f32);
+        // The complements are rounded from f64: 1 - 0.999 in f32 is off by 5e-5 of itself.
+        let (new1, b2, new2) = ((1.0 - beta1) as f32, beta2 as f32, (1.0 - beta2) as f32);
+        let epsilon = epsilon as f32;
         for slot in &mut self.slots {
             let Some(gradient) = gradients.get(slot.parameter.id()) else { continue };
+            slot.steps += 1;
+            let exponent = i32::try_from(slot.steps).unwrap_or(i32::MAX);
+            let size = (learning_rate / (1.0 - beta1.powi(exponent))) as f32;
+            let root = (1.0 - beta2.powi(exponent)).sqrt() as f32;
             let gradient = gradient.flatten_all()?.to_vec1::<f32>()?;
             let data = slot.parameter.data();
             let mut values = data.flatten_all()?.to_vec1::<f32>()?;
@@ -77,8 +80,8 @@ impl AdamW {
             let moments = slot.mean.iter_mut().zip(&mut slot.square);
             for ((p, g), (m, v)) in values.iter_mut().zip(&gradient).zip(moments) {
                 *p *= keep;
-                *m += (g - *m) * (1.0 - b1);
-                *v = *v * b2 + g * g * (1.0 - b2);
+                *m += (g - *m) * new1;
+                *v = *v * b2 + g * g * new2;
                 *p -= size * (*m / (v.sqrt() / root + epsilon));
             }
             slot.parameter.set(&Tensor::from_vec(values, data.dims(), &Device::Cpu)?)?;
@@ -86,12 +89,7 @@ impl AdamW {
         Ok(())
     }
 
-    /// Updates so far.
-    pub fn steps(&self) -> u64 {
-        self.step
-    }
-
-    /// The state for a checkpoint: both moments of every parameter, by name.
+    /// The state for a checkpoint: both moments and the updates of every parameter, by name.
     ///
     /// # Errors
     /// Those of the tensor library.
@@ -103,36 +101,49 @@ impl AdamW {
                 let tensor = Tensor::from_slice(values, shape.as_slice(), &Device::Cpu)?;
                 state.insert(format!("{name}.{part}"), tensor);
             }
+            let steps = Tensor::new(slot.steps as f64, &Device::Cpu)?;
+            state.insert(format!("{name}.step"), steps);
         }
         Ok(state)
     }
 
-    /// Takes up a saved state after `steps` updates.
+    /// Takes up a saved state.
     ///
     /// # Errors
     /// When the state isn't one of these parameters.
-    pub fn restore(&mut self, steps: u64, state: &BTreeMap<String, Tensor>) -> Result<()> {
+    pub fn restore(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
         for slot in &mut self.slots {
-            let name = slot.parameter.name().to_owned();
-            for (part, values) in [("exp_avg", &mut slot.mean), ("exp_avg_sq", &mut slot.square)] {
+            let name = slot.parameter.name();
+            let saved = |part: &str| {
                 let key = format!("{name}.{part}");
-                let saved = state
-                    .get(&key)
-                    .ok_or_else(|| Error::Batch(format!("the optimizer's state lacks `{key}`")))?;
-                let saved = saved.flatten_all()?.to_vec1::<f32>()?;
-                if saved.len() != values.len() {
-                    return Err(Error::Batch(format!("the optimizer's `{key}` has another size")));
+                let lacks = || Error::Batch(format!("the optimizer's state lacks `{key}`"));
+                state.get(&key).ok_or_else(lacks)
+            };
+            let steps = saved("step")?.to_scalar::<f64>()? as u64;
+            let moment = |part: &str, size: usize| {
+                let values = saved(part)?.flatten_all()?.to_vec1::<f32>()?;
+                match values.len() == size {
+                    true => Ok(values),
+                    false => {
+                        let what = format!("the optimizer's `{name}.{part}` has another size");
+                        Err(Error::Batch(what))
+                    }
                 }
-                *values = saved;
-            }
+            };
+            let size = slot.mean.len();
+            let (mean, square) = (moment("exp_avg", size)?, moment("exp_avg_sq", size)?);
+            (slot.mean, slot.square, slot.steps) = (mean, square, steps);
         }
-        self.step = steps;
         Ok(())
     }
 }
 
-/// transformers' rule: everything decays but biases and the weights of norms.
+/// The rule of transformers' `Trainer.get_decay_parameter_names`: everything decays but what has
+/// `bias` in its name, and norms, by their names and (those called `ln_…`) by their class.
 fn decays(name: &str) -> bool {
-    let parent = name.rsplit('.').nth(1).unwrap_or_default().to_ascii_lowercase();
-    !name.ends_with("bias") && !parent.contains("norm") && !parent.starts_with("ln_")
+    let name = name.to_lowercase();
+    let is_norm =
+        |part: &str| part == "norm" || part.ends_with("_norm") || part.starts_with("ln_");
+    let anywhere = ["bias", "layernorm", "rmsnorm"];
+    !anywhere.iter().any(|word| name.contains(word)) && !name.split('.').any(is_norm)
 }
