@@ -15,7 +15,7 @@ use std::{
 
 use candle_core::Tensor;
 
-use crate::{Error, Gradients, ParameterId, Result, Value};
+use crate::{Error, Gradients, ParameterId, Result, Value, kernels::elementwise::combine};
 
 /// Gradient of a node's result → gradients of its parents. The second argument receives what a
 /// recomputed block finds for parameters inside it.
@@ -119,7 +119,7 @@ fn add_pending(
     gradient: Tensor,
 ) -> Result<()> {
     let sum = match pending.remove(&node.number) {
-        Some((_, before)) => (before + gradient)?,
+        Some((_, before)) => combine("add", &before, &gradient, |a, b| a + b)?,
         None => gradient,
     };
     pending.insert(node.number, (Arc::clone(node), sum));

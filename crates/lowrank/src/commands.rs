@@ -7,6 +7,7 @@ mod merge;
 mod parity;
 mod predict;
 mod preview;
+mod quickstart;
 mod train;
 
 pub(crate) use train::{Interrupted, now};
@@ -22,6 +23,7 @@ pub(crate) enum Command {
     Parity(parity::Parity),
     Predict(predict::Predict),
     Preview(preview::Preview),
+    Quickstart(quickstart::Quickstart),
     Train(train::Train),
 }
 
@@ -36,6 +38,7 @@ impl Command {
             Self::Parity(command) => command.run(),
             Self::Predict(command) => command.run(),
             Self::Preview(command) => command.run(),
+            Self::Quickstart(command) => command.run(),
             Self::Train(command) => command.run(),
         }
     }

@@ -3,6 +3,7 @@
 mod prompter;
 mod text_stream;
 
+use anyhow::bail;
 use lowrank_data::Tokenizer;
 use lowrank_models::{Family, GenerateOptions, PeftModel, Sampling, generate};
 
@@ -76,6 +77,11 @@ pub(crate) fn continue_prompt(
     options: &GenerateOptions,
     mut on_text: impl FnMut(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<Continuation> {
+    let rows = model.model().network().table().weight().weight().dims().first().copied();
+    let outside = prompt.iter().find(|id| rows.is_some_and(|rows| **id as usize >= rows));
+    if let (Some(id), Some(rows)) = (outside, rows) {
+        bail!("token id {id} is outside the model's vocabulary of {rows}");
+    }
     let decoder_only = model.model().architecture.family == Family::Decoder;
     let before = if decoder_only { prompt } else { &[] };
     let mut stream = tokenizer.map(|tokenizer| TextStream::new(tokenizer, before));

@@ -6,10 +6,7 @@ use anyhow::{Context as _, bail};
 use candle_core::DType;
 use lowrank_data::Tokenizer;
 use lowrank_models::{Architecture, Config, LabelNames, Model, OpenOptions, PeftModel, Task};
-use lowrank_peft::{
-    LoraConfig, WEIGHTS_NAME,
-    lora_config::CONFIG_NAME,
-};
+use lowrank_peft::{LoraConfig, WEIGHTS_NAME, lora_config::CONFIG_NAME};
 use lowrank_train::recipe::plan::{Device, ModelPlan, WeightDtype};
 
 use crate::ui::Ui;
@@ -78,8 +75,10 @@ impl ModelSource {
             let base = config.base_model_name_or_path.filter(|base| Path::new(base).is_dir());
             folder = base.map(PathBuf::from).with_context(|| {
                 let model = model.display();
-                format!("`{model}` is an adapter whose base isn't a local folder; give the base \
-                         with --model and this folder with --adapter")
+                format!(
+                    "`{model}` is an adapter whose base isn't a local folder; give the base \
+                         with --model and this folder with --adapter"
+                )
             })?;
         }
         Ok(Self { folder, adapters: named(folders), dtype })
@@ -132,7 +131,8 @@ impl ModelSource {
         }
         let (config, architecture) = self.config()?;
         let classes = config.words("architectures")?.unwrap_or_default();
-        let named = |task: &&Task| (architecture.class)(**task).is_some_and(|c| classes.contains(&c));
+        let named =
+            |task: &&Task| (architecture.class)(**task).is_some_and(|c| classes.contains(&c));
         let found = architecture.tasks.iter().find(named).or(architecture.tasks.first());
         found.copied().context("the architecture has no task")
     }

@@ -98,6 +98,9 @@ fn erf(x: f32) -> f32 {
 
 /// `f` of every element.
 pub(crate) fn map(x: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
+    if x.len() <= CHUNK {
+        return x.iter().map(|x| f(*x)).collect();
+    }
     let mut y = vec![0.0; x.len()];
     y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
         for (y, x) in y.iter_mut().zip(x) {
@@ -109,6 +112,9 @@ pub(crate) fn map(x: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
 
 /// `f` of every pair of elements.
 pub(crate) fn zip(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
+    if a.len() <= CHUNK {
+        return a.iter().zip(b).map(|(a, b)| f(*a, *b)).collect();
+    }
     let mut y = vec![0.0; a.len()];
     y.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK))).for_each(
         |(y, (a, b))| {

@@ -2,8 +2,20 @@
 
 use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Tensor};
 
-use super::F32;
+use super::{F32, activation::zip};
 use crate::Result;
+
+/// `f` of every pair of elements of two f32 tensors of one shape.
+pub(crate) fn combine(
+    op: &'static str,
+    a: &Tensor,
+    b: &Tensor,
+    f: impl Fn(f32, f32) -> f32 + Sync,
+) -> Result<Tensor> {
+    super::check_dims(op, "the second operand", b, a.dims())?;
+    let (x, y) = (a.contiguous()?, b.contiguous()?);
+    super::tensor(zip(&F32::of(op, &x)?, &F32::of(op, &y)?, f), a.dims())
+}
 
 /// `a += b`, f32, both contiguous and of one shape.
 pub(crate) fn add_assign(a: &Tensor, b: &Tensor) -> Result<()> {

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use crate::{
     Result, Value,
-    kernels::{F32, check_dims, tensor},
+    kernels::{F32, elementwise::combine, tensor},
 };
 
 /// `a + b`, of one shape.
@@ -12,8 +12,7 @@ use crate::{
 /// # Errors
 /// When the shapes differ.
 pub fn add(a: &Value, b: &Value) -> Result<Value> {
-    check_dims("add", "the second operand", b.data(), a.dims())?;
-    let y = (a.data() + b.data())?;
+    let y = combine("add", a.data(), b.data(), |a, b| a + b)?;
     Ok(Value::record("add", y, [a, b], |_| |dy: Tensor| Ok([Some(dy.clone()), Some(dy)])))
 }
 
@@ -22,14 +21,13 @@ pub fn add(a: &Value, b: &Value) -> Result<Value> {
 /// # Errors
 /// When the shapes differ.
 pub fn mul(a: &Value, b: &Value) -> Result<Value> {
-    check_dims("mul", "the second operand", b.data(), a.dims())?;
-    let y = (a.data() * b.data())?;
+    let y = combine("mul", a.data(), b.data(), |a, b| a * b)?;
     Ok(Value::record("mul", y, [a, b], |[need_a, need_b]| {
         let b = need_a.then(|| b.data().clone());
         let a = need_b.then(|| a.data().clone());
         move |dy: Tensor| {
-            let da = b.map(|b| &dy * b).transpose()?;
-            let db = a.map(|a| &dy * a).transpose()?;
+            let da = b.map(|b| combine("mul", &dy, &b, |d, b| d * b)).transpose()?;
+            let db = a.map(|a| combine("mul", &dy, &a, |d, a| d * a)).transpose()?;
             Ok([da, db])
         }
     }))

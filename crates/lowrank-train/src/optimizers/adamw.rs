@@ -101,7 +101,7 @@ impl AdamW {
                 let tensor = Tensor::from_slice(values, shape.as_slice(), &Device::Cpu)?;
                 state.insert(format!("{name}.{part}"), tensor);
             }
-            let steps = Tensor::new(slot.steps as f64, &Device::Cpu)?;
+            let steps = Tensor::new(slot.steps as i64, &Device::Cpu)?;
             state.insert(format!("{name}.step"), steps);
         }
         Ok(state)
@@ -119,7 +119,7 @@ impl AdamW {
                 let lacks = || Error::Batch(format!("the optimizer's state lacks `{key}`"));
                 state.get(&key).ok_or_else(lacks)
             };
-            let steps = saved("step")?.to_scalar::<f64>()? as u64;
+            let steps = saved("step")?.to_scalar::<i64>()?.max(0).cast_unsigned();
             let moment = |part: &str, size: usize| {
                 let values = saved(part)?.flatten_all()?.to_vec1::<f32>()?;
                 match values.len() == size {
@@ -142,8 +142,7 @@ impl AdamW {
 /// `bias` in its name, and norms, by their names and (those called `ln_…`) by their class.
 fn decays(name: &str) -> bool {
     let name = name.to_lowercase();
-    let is_norm =
-        |part: &str| part == "norm" || part.ends_with("_norm") || part.starts_with("ln_");
+    let is_norm = |part: &str| part == "norm" || part.ends_with("_norm") || part.starts_with("ln_");
     let anywhere = ["bias", "layernorm", "rmsnorm"];
     !anywhere.iter().any(|word| name.contains(word)) && !name.split('.').any(is_norm)
 }

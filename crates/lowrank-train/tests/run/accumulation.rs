@@ -1,7 +1,7 @@
 //! A step is the same however it is cut into micro-batches: rows of all lengths, masked prompts, a
 //! row without a target, a short last window, dropout.
 
-use crate::harness::{Case, assert_close, assert_near};
+use crate::harness::{Case, assert_close, assert_near, repository};
 
 const CUTS: [[&str; 2]; 3] = [
     ["per_device_train_batch_size=4", "gradient_accumulation_steps=1"],
@@ -23,8 +23,10 @@ fn rows() -> String {
 }
 
 fn check(more: &[&str]) {
-    let case = Case::novel(&["lora_target=all", "max_steps=7", "save_strategy=no"]);
-    let case = case.with_rows(&rows());
+    // With this epsilon an update is nearly the gradient; AdamW would else divide by the root of
+    // tiny squares and show their rounding.
+    let keys = ["lora_target=all", "max_steps=7", "learning_rate=1.0", "adam_epsilon=1.0"];
+    let case = Case::novel(&keys).with_rows(&rows());
     let setup = case.setup(&[]);
     assert_eq!(setup.rows.train.iter().filter(|e| e.targets() == 0).count(), 1);
     let run = |cut: &[&str; 2]| {
@@ -37,7 +39,7 @@ fn check(more: &[&str]) {
     for (heard, cut_adapter) in cuts {
         assert_near(&heard.losses(), &whole.losses(), 1e-6);
         assert_near(&heard.grad_norms(), &whole.grad_norms(), 2e-6);
-        assert_close(&cut_adapter, &adapter, 1e-5);
+        assert_close(&cut_adapter, &adapter, 5e-6);
     }
 }
 
@@ -52,10 +54,11 @@ fn accumulation_equals_the_large_batch_with_dropout() {
 }
 
 #[test]
-fn a_micro_batch_of_several_kinds_of_rows_is_refused() {
+fn a_row_without_a_label_is_refused() {
     let rows = "{\"text\": \"w1 w2\", \"label\": \"a\"}\n{\"text\": \"w3\", \"label\": null}\n";
     let keys = ["task_type=SEQ_CLS", "lora_target=query"];
-    let case = Case::tiny(&crate::harness::fixture("bert_base"), "bert_tokenizer", rows, &keys);
+    let base = repository().join("crates/lowrank-models/tests/fixtures/bert");
+    let case = Case::tiny(&base, "bert_tokenizer", rows, &keys);
     let error = case.error("out", &[]);
     assert!(error.contains("rows.jsonl:2") && error.contains("no label"), "{error}");
     let (_, heard) = case.run("out", &["skip_bad_rows=true", "max_steps=1"]);

@@ -12,7 +12,10 @@ fn case(keys: &[&str]) -> Case {
 fn logged(case: &Case, out: &str, name: &str) -> Vec<u64> {
     let state = case.json(&format!("{out}/trainer_state.json"));
     let rows = state["log_history"].as_array().unwrap().clone();
-    rows.iter().filter(|row| row.get(name).is_some()).map(|row| row["step"].as_u64().unwrap()).collect()
+    rows.iter()
+        .filter(|row| row.get(name).is_some())
+        .map(|row| row["step"].as_u64().unwrap())
+        .collect()
 }
 
 #[test]

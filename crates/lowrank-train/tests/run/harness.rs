@@ -68,6 +68,11 @@ impl Case {
         self
     }
 
+    /// The file of the rows, which is a dataset's name as well.
+    pub(crate) fn rows(&self) -> String {
+        self.data.display().to_string()
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -76,10 +81,10 @@ impl Case {
     pub(crate) fn plan(&self, out: &str, more: &[&str]) -> Plan {
         let text = format!(
             "model_name_or_path: {}\nstage: sft\ndo_train: true\nfinetuning_type: lora\n\
-             lora_rank: 4\ndataset_dir: {{rows: {{file_name: {}}}}}\ndataset: rows\n\
+             lora_rank: 4\ndataset: {}\n\
              cutoff_len: 64\nlearning_rate: 5.0e-3\nreport_to: none\noutput_dir: {}\n",
             self.model.display(),
-            self.data.display(),
+            self.rows(),
             self.path(out).display()
         );
         let mut overrides = self.keys.clone();

@@ -49,8 +49,13 @@ fn assert_values(parameter: &Parameter, expected: &[f32], tolerance: f32) {
 #[test]
 fn adamw_is_pytorchs() {
     let reference: Reference = read("adamw.json");
-    let settings =
-        AdamWSettings { beta1: 0.8, beta2: 0.99, epsilon: 1e-6, weight_decay: 0.1, decay_all: true };
+    let settings = AdamWSettings {
+        beta1: 0.8,
+        beta2: 0.99,
+        epsilon: 1e-6,
+        weight_decay: 0.1,
+        decay_all: true,
+    };
     let weight = parameter("weight", &reference.start);
     let mut optimizer = AdamW::new(vec![weight.clone()], settings);
     for (step, gradient) in reference.gradients.iter().enumerate() {

@@ -6,9 +6,7 @@ use lowrank_models::{Family, GenerateOptions, PeftModel, Sampling, Task};
 use serde_json::json;
 
 use crate::{
-    generation::{
-        Continuation, Prompter, SamplingArgs, TemplateArgs, continue_prompt, stop_ids,
-    },
+    generation::{Continuation, Prompter, SamplingArgs, TemplateArgs, continue_prompt, stop_ids},
     model_source::{ModelArgs, ModelSource},
     ui::Ui,
 };
@@ -103,7 +101,8 @@ pub(crate) fn open_for_generation(source: &ModelSource, ui: Ui) -> anyhow::Resul
     };
     let adapters_task = source.default_task()?;
     ensure!(
-        source.adapters.is_empty() || !matches!(adapters_task, Task::SeqCls | Task::TokenCls | Task::QuestionAns),
+        source.adapters.is_empty()
+            || !matches!(adapters_task, Task::SeqCls | Task::TokenCls | Task::QuestionAns),
         "the adapter is for the task `{}` and doesn't generate text; use `lowrank predict`",
         adapters_task.name()
     );
@@ -121,7 +120,11 @@ fn print_json(
         Family::EncoderDecoder => {
             let config = &model.model().config;
             let start = config.token_id("decoder_start_token_id")?;
-            vec![start.or(config.token_id("pad_token_id")?).context("no `decoder_start_token_id`")?]
+            vec![
+                start
+                    .or(config.token_id("pad_token_id")?)
+                    .context("no `decoder_start_token_id`")?,
+            ]
         }
         _ => prompt.to_vec(),
     };

@@ -27,14 +27,24 @@ pub(crate) struct Inspect {
     /// Show what these targets would adapt: names, a regex, `all` (LLaMA-Factory's) or `all-linear`
     /// (PEFT's); by default PEFT's for this kind of model
     #[arg(
-        long, alias = "lora_target", alias = "target-modules", alias = "target_modules",
-        value_name = "NAMES", value_delimiter = ',', conflicts_with = "adapter"
+        long,
+        alias = "lora_target",
+        alias = "target-modules",
+        alias = "target_modules",
+        value_name = "NAMES",
+        value_delimiter = ',',
+        conflicts_with = "adapter"
     )]
     lora_target: Vec<String>,
     /// Rank of the adapters
     #[arg(
-        long, alias = "lora_rank", alias = "lora_r", alias = "r", value_name = "N",
-        default_value_t = 8, conflicts_with = "adapter"
+        long,
+        alias = "lora_rank",
+        alias = "lora_r",
+        alias = "r",
+        value_name = "N",
+        default_value_t = 8,
+        conflicts_with = "adapter"
     )]
     lora_rank: usize,
     /// Head: causal-lm, seq2seq-lm, masked-lm, seq-cls, token-cls, question-ans or
@@ -144,9 +154,9 @@ impl<'a> Row<'a> {
 
     fn json(&self) -> Option<Value> {
         let layer = self.layer.as_ref()?;
-        let lora = layer.lora.map(|lora| {
-            json!({"r": lora.r, "lora_alpha": lora.lora_alpha, "scaling": lora.scaling})
-        });
+        let lora = layer.lora.map(
+            |lora| json!({"r": lora.r, "lora_alpha": lora.lora_alpha, "scaling": lora.scaling}),
+        );
         Some(json!({
             "path": self.path,
             "kind": layer.kind,

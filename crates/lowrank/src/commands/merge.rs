@@ -8,9 +8,7 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use candle_core::DType;
-use lowrank_models::{
-    Family, Input, Model, OpenOptions, PeftModel, SaveOptions, Saved, Shard,
-};
+use lowrank_models::{Family, Input, Model, OpenOptions, PeftModel, SaveOptions, Saved, Shard};
 use lowrank_peft::Pass;
 use lowrank_train::{
     durable::{DurableFs, RealFs, create_dirs, write_synced},
@@ -73,6 +71,19 @@ const COMPANIONS: [&str; 15] = [
 ];
 
 impl Merge {
+    /// The merge of one adapter, with nothing else asked for.
+    pub(crate) fn of(model: PathBuf, adapter: PathBuf, out: PathBuf) -> Self {
+        Self {
+            recipe: None,
+            overrides: Vec::new(),
+            model: Some(model),
+            adapters: vec![adapter],
+            out: Some(out),
+            dtype: None,
+            max_shard_size: None,
+        }
+    }
+
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let ui = Ui::new();
         let (source, out, options) = self.what(ui)?;

@@ -102,7 +102,9 @@ fn compute(
         model.merge_adapter()?;
         results.insert("merged_logits".to_owned(), logits_of(model, &whole)?);
         model.unmerge_adapter();
-        train(model, &batch, &mut results)?;
+        if batch.targets.count() > 0 {
+            train(model, &batch, &mut results)?;
+        }
     }
     Ok(results)
 }

@@ -7,12 +7,10 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use lowrank_data::Tokenizer;
-use lowrank_models::{
-    GenerateOptions, Input, Model, OpenOptions, PeftModel, SaveOptions, generate,
-};
+use lowrank_models::{GenerateOptions, Model, OpenOptions, PeftModel, generate};
 use lowrank_train::recipe::Recipe;
 
-use super::{merge::write_model, train::train};
+use super::{merge::Merge, train::train};
 use crate::ui::Ui;
 
 /// Trains, samples, saves and merges on built-in data, in a minute on two cores
@@ -52,7 +50,10 @@ impl Quickstart {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let ui = Ui::new();
         if self.dir.exists() {
-            bail!("`{}` exists already; remove it or name another with `--dir`", self.dir.display());
+            bail!(
+                "`{}` exists already; remove it or name another with `--dir`",
+                self.dir.display()
+            );
         }
         for (name, bytes) in FILES {
             write(&self.dir.join(name), bytes)?;
@@ -60,7 +61,9 @@ impl Quickstart {
         let dir = self.dir.display().to_string();
         let recipe = self.dir.join("recipe.yaml");
         write(&recipe, RECIPE.replace("DIR", &dir).as_bytes())?;
-        ui.status(format_args!("a 260K-parameter Llama that tells children's stories learns the tone of"));
+        ui.status(format_args!(
+            "a 260K-parameter Llama that tells children's stories learns the tone of"
+        ));
         ui.status(format_args!("\"Pride and Prejudice\"; everything lies in {dir}/\n"));
 
         let model_dir = self.dir.join("model");
@@ -79,17 +82,10 @@ impl Quickstart {
         tuned.set_adapter(&["default"])?;
         ui.status(format_args!("\nafter: {}\n", sample(&tuned)?));
 
-        let before = probe(&tuned)?;
         let merged_dir = self.dir.join("merged");
-        let merged = tuned.merge_and_unload()?;
-        write_model(&merged, &model_dir, &merged_dir, &SaveOptions::default())?;
-        let merged = PeftModel::new(Model::open(&merged_dir, &OpenOptions::default())?);
-        let difference = largest_difference(&before, &probe(&merged)?);
+        Merge::of(model_dir, adapter.clone(), merged_dir.clone()).run()?;
         ui.status(format_args!("adapter  {}", adapter.display()));
-        ui.status(format_args!(
-            "merged   {}, whose logits differ from the adapter's by at most {difference:.1e}",
-            merged_dir.display()
-        ));
+        ui.status(format_args!("merged   {}", merged_dir.display()));
         ui.status(format_args!(
             "curve    {}\n\ntry      lowrank generate --model {} --prompt \"{PROMPT}\"",
             adapter.join("training_loss.png").display(),
@@ -116,18 +112,8 @@ fn prompt_ids(model: &PeftModel) -> anyhow::Result<Vec<u32>> {
 fn sample(model: &PeftModel) -> anyhow::Result<String> {
     let prompt = prompt_ids(model)?;
     let options = GenerateOptions { max_new_tokens: SAMPLE_TOKENS, ..GenerateOptions::default() };
-    let new = generate(model.model(), &model.inference(), &[prompt.clone()], &options, |_, _| true)?;
+    let new =
+        generate(model.model(), &model.inference(), &[prompt.clone()], &options, |_, _| true)?;
     let ids = [prompt, new.concat()].concat();
     Ok(Tokenizer::open(&model.model().folder)?.decode(&ids, true)?.trim().to_owned())
-}
-
-/// Logits after every token of the prompt.
-fn probe(model: &PeftModel) -> anyhow::Result<Vec<f32>> {
-    let input = Input::packed(&[prompt_ids(model)?]);
-    let logits = model.model().logits(&input, None, &model.inference())?;
-    Ok(logits.data().flatten_all()?.to_vec1::<f32>()?)
-}
-
-fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }

@@ -114,7 +114,7 @@ fn a_merge_into_one_of_two_tied_tensors_parts_them() -> Result<()> {
 fn a_recipe_for_export_is_merged() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let [lora, out] = ["lora", "out"].map(|name| folder.path().join(name));
-    adapter(&lora, "q_proj", 0.05)?;
+    adapter(&lora, "q_proj", 1.0)?;
     let recipe = folder.path().join("export.yaml");
     let text = format!(
         "model_name_or_path: {}\nadapter_name_or_path: {}\nfinetuning_type: lora\n\

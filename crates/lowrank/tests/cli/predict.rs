@@ -10,7 +10,12 @@ use super::{Result, failure, fixture, objects, stdout, with_tokenizer};
 const TOLERANCE: f64 = 1e-5;
 
 /// Predictions of a case, row by row.
-fn predict(base: &TempDir, adapter: Option<&Path>, case: &str, more: &[&str]) -> Result<Vec<Value>> {
+fn predict(
+    base: &TempDir,
+    adapter: Option<&Path>,
+    case: &str,
+    more: &[&str],
+) -> Result<Vec<Value>> {
     let base = base.path().display().to_string();
     let rows = fixture(case).join("rows.jsonl").display().to_string();
     let mut command = vec!["predict", "--model", &base, "--data", &rows, "--json"];

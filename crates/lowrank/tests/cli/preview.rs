@@ -32,7 +32,8 @@ fn story(prompt: &str, answer: &str) -> Value {
 
 #[test]
 fn what_is_trained_stands_in_brackets() -> Result<()> {
-    let rows = [story("Say hi.", "Hi, Lily!"), story("And now?", "Bye."), story("Go on", &"x".repeat(90))];
+    let rows =
+        [story("Say hi.", "Hi, Lily!"), story("And now?", "Bye."), story("Go on", &"x".repeat(90))];
     let (folder, recipe) = recipe(&rows, "cutoff_len: 64\nval_size: 0.5\n")?;
     let text = stdout(["preview", &recipe, "--rows", "2"])?;
     let text = text.replace(&folder.path().display().to_string(), "DIR");

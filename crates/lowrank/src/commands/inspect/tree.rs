@@ -106,7 +106,8 @@ impl<'a> Node<'a> {
                 }
                 _ => (child.name.clone(), child),
             };
-            let times = times * child.times * if std::ptr::eq(shown, child) { 1 } else { shown.times };
+            let times =
+                times * child.times * if std::ptr::eq(shown, child) { 1 } else { shown.times };
             lines.push(Line {
                 tree: format!("{indent}{branch}{name}"),
                 cells: shown.layer.map(|layer| cells(layer, times)),

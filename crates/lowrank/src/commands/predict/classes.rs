@@ -29,7 +29,8 @@ impl Predictor {
     }
 
     fn class(&self, logits: &[f32]) -> Prediction {
-        let default = if logits.len() == 1 { ProblemType::Regression } else { ProblemType::SingleLabel };
+        let default =
+            if logits.len() == 1 { ProblemType::Regression } else { ProblemType::SingleLabel };
         let name = |i: usize| self.labels.names.get(i).map(String::as_str).unwrap_or_default();
         match self.labels.problem_type.unwrap_or(default) {
             ProblemType::Regression => {

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use lowrank_data::{
-    IGNORE_INDEX, LabelSet, Labels, ProblemType, Sample, TaggedWords, TextEncoder,
-};
+use lowrank_data::{IGNORE_INDEX, LabelSet, Labels, ProblemType, Sample, TaggedWords, TextEncoder};
 use serde_json::json;
 
 use super::{Prediction, Predictor, argmax, input};

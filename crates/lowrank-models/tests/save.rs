@@ -1,0 +1,51 @@
+//! A model that is saved unchanged has the tensors of the folder that it came from.
+
+use std::{collections::BTreeMap, path::Path};
+
+use lowrank_models::{Error, Model, OpenOptions, SaveOptions, Task};
+use safetensors::SafeTensors;
+
+type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
+
+/// Shape and bytes of each tensor of a file.
+fn tensors(file: &[u8]) -> Result<BTreeMap<String, (Vec<usize>, Vec<u8>)>> {
+    let file = SafeTensors::deserialize(file)?;
+    let read = file.tensors().into_iter();
+    Ok(read.map(|(name, t)| (name, (t.shape().to_vec(), t.data().to_vec()))).collect())
+}
+
+fn saved(model: &Model, options: &SaveOptions) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut files = Vec::new();
+    for shard in model.saved(options)?.shards() {
+        let mut bytes = Vec::new();
+        shard.write::<Error>(&mut |piece| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        })?;
+        files.push((shard.file_name.clone(), bytes));
+    }
+    Ok(files)
+}
+
+#[test]
+fn the_tensors_are_those_that_were_read() -> Result<()> {
+    for name in ["bert", "bert_own", "bert_qa", "gpt2", "gpt2_own", "llama", "qwen3", "t5", "t5_own"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+        let original = tensors(&std::fs::read(folder.join("model.safetensors"))?)?;
+        let task = (name == "bert_qa").then_some(Task::QuestionAns);
+        let model = Model::open(&folder, &OpenOptions { task, ..OpenOptions::default() })?;
+        for max_shard_size in [u64::MAX, 10_000, 1] {
+            let options = SaveOptions { max_shard_size, ..SaveOptions::default() };
+            let files = saved(&model, &options)?;
+            let mut found = BTreeMap::new();
+            for (_, bytes) in &files {
+                found.extend(tensors(bytes)?);
+            }
+            assert!(found == original, "{name}: {:?}", found.keys().collect::<Vec<_>>());
+            if max_shard_size == 1 {
+                assert_eq!(files.len(), original.len(), "{name}: a file for each tensor");
+            }
+        }
+    }
+    Ok(())
+}
