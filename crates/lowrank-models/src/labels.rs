@@ -101,7 +101,8 @@ mod tests {
         assert_eq!(labels.map(|l| l.names), Some(vec!["a".to_owned(), "b".to_owned()]));
         assert_eq!(parse("{}")?, None);
         let error = parse(r#"{"id2label": {"0": "a", "2": "b"}}"#).expect_err("a gap");
-        let message = "`config.json`: field `id2label.1` is missing; it must be the name of a label";
+        let message =
+            "`config.json`: field `id2label.1` is missing; it must be the name of a label";
         assert_eq!(error.to_string(), message);
         Ok(())
     }

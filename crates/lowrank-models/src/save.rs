@@ -94,7 +94,8 @@ impl Model {
         let mut shards: Vec<Vec<Entry<'_>>> = vec![Vec::new()];
         let mut filled = 0u64;
         for entry in entries {
-            let is_full = filled > 0 && filled.saturating_add(entry.size()) > options.max_shard_size;
+            let is_full =
+                filled > 0 && filled.saturating_add(entry.size()) > options.max_shard_size;
             if is_full {
                 shards.push(Vec::new());
                 filled = 0;

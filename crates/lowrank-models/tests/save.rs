@@ -7,8 +7,10 @@ use safetensors::SafeTensors;
 
 type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
-/// Shape and bytes of each tensor of a file.
-fn tensors(file: &[u8]) -> Result<BTreeMap<String, (Vec<usize>, Vec<u8>)>> {
+/// Shape and bytes of each tensor, by name.
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<u8>)>;
+
+fn tensors(file: &[u8]) -> Result<Tensors> {
     let file = SafeTensors::deserialize(file)?;
     let read = file.tensors().into_iter();
     Ok(read.map(|(name, t)| (name, (t.shape().to_vec(), t.data().to_vec()))).collect())
@@ -29,7 +31,9 @@ fn saved(model: &Model, options: &SaveOptions) -> Result<Vec<(String, Vec<u8>)>>
 
 #[test]
 fn the_tensors_are_those_that_were_read() -> Result<()> {
-    for name in ["bert", "bert_own", "bert_qa", "gpt2", "gpt2_own", "llama", "qwen3", "t5", "t5_own"] {
+    for name in
+        ["bert", "bert_own", "bert_qa", "gpt2", "gpt2_own", "llama", "qwen3", "t5", "t5_own"]
+    {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
         let original = tensors(&std::fs::read(folder.join("model.safetensors"))?)?;
         let task = (name == "bert_qa").then_some(Task::QuestionAns);

@@ -48,7 +48,8 @@ impl BaseTensor {
     /// A matrix, kept as it lies in its file.
     pub fn new(name: impl Into<String>, weight: Weight) -> Self {
         let saved_dtype = weight.dtype();
-        let state = RwLock::new(State { weight, unmerged: None, changed: false, copies: Vec::new() });
+        let state =
+            RwLock::new(State { weight, unmerged: None, changed: false, copies: Vec::new() });
         Self { name: name.into(), tied_to: None, saved_dtype, state }
     }
 

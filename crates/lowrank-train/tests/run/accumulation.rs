@@ -25,7 +25,7 @@ fn rows() -> String {
 fn check(more: &[&str]) {
     // With this epsilon an update is nearly the gradient; AdamW would else divide by the root of
     // tiny squares and show their rounding.
-    let keys = ["lora_target=all", "max_steps=7", "learning_rate=1.0", "adam_epsilon=1.0"];
+    let keys = ["lora_target=all", "max_steps=7", "learning_rate=0.1", "adam_epsilon=1.0"];
     let case = Case::novel(&keys).with_rows(&rows());
     let setup = case.setup(&[]);
     assert_eq!(setup.rows.train.iter().filter(|e| e.targets() == 0).count(), 1);

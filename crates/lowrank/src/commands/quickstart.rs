@@ -112,8 +112,13 @@ fn prompt_ids(model: &PeftModel) -> anyhow::Result<Vec<u32>> {
 fn sample(model: &PeftModel) -> anyhow::Result<String> {
     let prompt = prompt_ids(model)?;
     let options = GenerateOptions { max_new_tokens: SAMPLE_TOKENS, ..GenerateOptions::default() };
-    let new =
-        generate(model.model(), &model.inference(), &[prompt.clone()], &options, |_, _| true)?;
+    let new = generate(
+        model.model(),
+        &model.inference(),
+        std::slice::from_ref(&prompt),
+        &options,
+        |_, _| true,
+    )?;
     let ids = [prompt, new.concat()].concat();
     Ok(Tokenizer::open(&model.model().folder)?.decode(&ids, true)?.trim().to_owned())
 }

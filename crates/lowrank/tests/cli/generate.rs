@@ -106,7 +106,7 @@ fn errors_say_what_to_do() -> Result<()> {
     insta::assert_snapshot!(
         failure(["generate", "--model", &stories, "--prompt", "a", "--adapter", "nowhere"])?, @"1: error: `nowhere` is not an adapter folder: it has no `adapter_config.json`");
     insta::assert_snapshot!(
-        failure(["generate", "--model", &stories, "--prompt-ids", "1,512"])?, @"1: error: `embedding`: index 512 at place 1 is outside 0..512");
+        failure(["generate", "--model", &stories, "--prompt-ids", "1,512"])?, @"1: error: token id 512 is outside the model's vocabulary of 512");
     let bert = model("bert").display().to_string();
     insta::assert_snapshot!(failure(["generate", "--model", &bert, "--prompt", "a"])?, @"1: error: `bert` models don't generate text; `lowrank predict` asks them");
     insta::assert_snapshot!(
