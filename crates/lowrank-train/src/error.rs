@@ -14,9 +14,9 @@ pub enum Error {
     #[error(transparent)]
     Compute(#[from] lowrank_autograd::Error),
     #[error(transparent)]
-    Data(#[from] lowrank_data::DataError),
+    Data(Box<lowrank_data::DataError>),
     #[error(transparent)]
-    Recipe(#[from] crate::recipe::RecipeError),
+    Recipe(Box<crate::recipe::RecipeError>),
     #[error(transparent)]
     Schedule(#[from] crate::schedule::ScheduleError),
     #[error(transparent)]
@@ -50,6 +50,19 @@ fn changed(changes: &[crate::recipe::SettingChange]) -> String {
     let one =
         |c: &crate::recipe::SettingChange| format!(" `{}` was {}, is {}", c.key, c.before, c.now);
     changes.iter().map(one).collect::<Vec<_>>().join(";")
+}
+
+// Boxed: they carry places and texts, and every result would be as large as they are.
+impl From<lowrank_data::DataError> for Error {
+    fn from(error: lowrank_data::DataError) -> Self {
+        Self::Data(Box::new(error))
+    }
+}
+
+impl From<crate::recipe::RecipeError> for Error {
+    fn from(error: crate::recipe::RecipeError) -> Self {
+        Self::Recipe(Box::new(error))
+    }
 }
 
 impl From<candle_core::Error> for Error {

@@ -10,7 +10,7 @@ use std::{
 use candle_core::{Device, Tensor};
 use lowrank_data::DateTime;
 use lowrank_train::{
-    Evaluation, Observer, Result, Setup, StepReport, Summary, Trainer,
+    Error, Evaluation, Observer, Setup, StepReport, Summary, Trainer,
     recipe::{Plan, Recipe},
 };
 use tempfile::TempDir;
@@ -22,6 +22,8 @@ pub(crate) fn repository() -> PathBuf {
 pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/run").join(name)
 }
+
+type Result<T> = std::result::Result<T, Box<Error>>;
 
 /// A folder for a run, with the recipe that all tests begin with.
 pub(crate) struct Case {
@@ -117,8 +119,7 @@ impl Case {
         let plan = self.plan(out, more);
         let stop = AtomicBool::new(false);
         let mut listener = Listener { heard: Heard::default(), stop: &stop, stop_at };
-        let trainer = setup(&plan).and_then(|s| Trainer::new(&plan, s, &mut listener, &stop));
-        let result = trainer.and_then(Trainer::run);
+        let result = train(&plan, &mut listener, &stop);
         (result, listener.heard)
     }
 
@@ -155,8 +156,12 @@ impl Case {
     }
 }
 
+fn train(plan: &Plan, listener: &mut Listener<'_>, stop: &AtomicBool) -> Result<Summary> {
+    Ok(Trainer::new(plan, setup(plan)?, listener, stop)?.run()?)
+}
+
 pub(crate) fn setup(plan: &Plan) -> Result<Setup> {
-    Setup::new(plan, DateTime::from_unix(0))
+    Ok(Setup::new(plan, DateTime::from_unix(0))?)
 }
 
 pub(crate) fn tensors(file: &Path) -> BTreeMap<String, Tensor> {

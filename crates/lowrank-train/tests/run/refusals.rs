@@ -117,7 +117,7 @@ fn a_chosen_checkpoint_must_be_whole() {
 fn a_second_run_in_a_folder_is_refused_with_the_process() {
     let case = stopped();
     let lock = RunLock::acquire(&case.path("out")).unwrap();
-    match case.try_run("out", &[], None).0 {
+    match case.try_run("out", &[], None).0.map_err(|error| *error) {
         Err(Error::Lock(LockError::Held { output_dir, holder })) => {
             assert_eq!(output_dir, case.path("out"));
             assert_eq!(holder.pid, std::process::id());
