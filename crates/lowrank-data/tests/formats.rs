@@ -331,6 +331,19 @@ fn completions_without_a_template_are_trained_behind_the_prompt() {
 }
 
 #[test]
+fn plain_texts_are_trained_whole_and_end() {
+    let folder = folder(&[("x.jsonl", r#"{"text": "The capital of France"}"#)]);
+    let options = options(folder.path(), &["x.jsonl"]);
+    let set = Dataset::open(&options).unwrap();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/chat");
+    let encoder = Encoder::new(Tokenizer::open(fixture).unwrap(), options).unwrap();
+    let example = encoder.sft(&set.samples[0]).unwrap();
+    let segments = lowrank_data::segments(encoder.tokenizer(), &example).unwrap();
+    let runs: Vec<_> = segments.iter().map(|s| (s.text.as_str(), s.trained)).collect();
+    assert_eq!(runs, [("The capital of France<|im_end|>", true)]);
+}
+
+#[test]
 fn pretraining_blocks_drop_only_the_rest() {
     let folder = folder(&[("x.txt", "The capital of France\nParis is\nthe Danube flows\n")]);
     let options = DataOptions { cutoff_len: 4, ..options(folder.path(), &["x.txt"]) };

@@ -12,7 +12,7 @@ use crate::{
     Error, Result,
     checkpoint::Checkpoint,
     optimizers::AdamW,
-    recipe::{SettingChange, plan::Plan},
+    recipe::plan::Plan,
     report::trainer_state::{TRAINER_STATE, TrainerState},
 };
 
@@ -71,13 +71,14 @@ impl RunState {
     /// When the checkpoint is of another run: other settings, other data, another adapter.
     pub fn resume(
         checkpoint: &Checkpoint,
+        plan: &Plan,
         now: &RunState,
         model: &PeftModel,
         optimizer: &mut AdamW,
     ) -> Result<(Self, TrainerState)> {
         let state: Self = json(checkpoint, RUN_STATE)?;
         let log: TrainerState = json(checkpoint, TRAINER_STATE)?;
-        let changes = changes(&state.settings, &now.settings);
+        let changes = plan.settings_changed_from(&state.settings);
         if !changes.is_empty() {
             return Err(Error::OtherSettings { path: checkpoint.path.clone(), changes });
         }
@@ -97,24 +98,6 @@ impl RunState {
         optimizer.restore(&tensors(checkpoint, OPTIMIZER)?)?;
         Ok((state, log))
     }
-}
-
-fn changes(
-    before: &IndexMap<String, String>,
-    now: &IndexMap<String, String>,
-) -> Vec<SettingChange> {
-    let keys: indexmap::IndexSet<&String> = before.keys().chain(now.keys()).collect();
-    let value = |map: &IndexMap<String, String>, key: &String| {
-        map.get(key).cloned().unwrap_or_else(|| "not set".to_owned())
-    };
-    keys.into_iter()
-        .filter(|key| before.get(*key) != now.get(*key))
-        .map(|key| SettingChange {
-            key: key.clone(),
-            before: value(before, key),
-            now: value(now, key),
-        })
-        .collect()
 }
 
 fn file<'a>(checkpoint: &'a Checkpoint, name: &str) -> Result<&'a [u8]> {

@@ -116,7 +116,7 @@ impl<'a> Trainer<'a> {
         let found = find(plan, observer)?;
         let mut log = Output::first_log(plan, &setup);
         if let Some(found) = &found {
-            (state, log) = RunState::resume(found, &state, &setup.model, &mut optimizer)?;
+            (state, log) = RunState::resume(found, plan, &state, &setup.model, &mut optimizer)?;
             observer.remark(&format!("goes on from `{}`", found.path.display()));
         }
         let train = &plan.train;

@@ -8,12 +8,17 @@ use crate::error::RowProblem;
 use crate::formats::{Completion, Sample};
 
 impl Encoder {
-    /// A conversation, or a prompt with a completion, for supervised fine-tuning.
+    /// A conversation, a prompt with a completion, or a plain text for supervised fine-tuning. A
+    /// text is a completion of nothing, as TRL's `text` column is: no template touches it.
     /// # Errors
     /// A row without an answer, or one that the template refuses.
     pub fn sft(&self, sample: &Sample) -> Result<Example, RowProblem> {
         if let (Sample::Completion(completion), true) = (sample, self.options.template.is_none()) {
             return self.completion(completion);
+        }
+        if let Sample::Text(row) = sample {
+            let (prompt, completion) = (String::new(), row.text.clone());
+            return self.completion(&Completion { at: row.at.clone(), prompt, completion });
         }
         let conversation = as_conversation(sample)?;
         let answer = answer(&conversation)?;
