@@ -1,7 +1,7 @@
 //! A model with adapters, in PEFT's words: `get_peft_model`, `load_adapter`, `set_adapter`,
 //! `merge_and_unload`. Reference: PEFT 0.21 `peft/peft_model.py`.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{collections::BTreeMap, io, path::Path, sync::Arc};
 
 use candle_core::Tensor;
 use lowrank_autograd::Parameter;
@@ -206,7 +206,15 @@ impl PeftModel {
         all.filter(Parameter::trainable).collect()
     }
 
-    /// PEFT's `print_trainable_parameters`, for display.
+    /// Writes PEFT's line about how much of the model trains.
+    ///
+    /// # Errors
+    /// Those of the writer.
+    pub fn print_trainable_parameters(&self, to: &mut impl io::Write) -> io::Result<()> {
+        writeln!(to, "{}", self.count_parameters())
+    }
+
+    /// How much of the model trains, and how large it is.
     pub fn count_parameters(&self) -> ParameterCount {
         let size = |p: &Parameter| p.data().elem_count();
         let adapters = self.adapters.iter().flat_map(|a| a.parameters(&self.model.modules));
