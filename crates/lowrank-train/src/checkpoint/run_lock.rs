@@ -103,6 +103,9 @@ impl Drop for RunLock {
         // The record of a holder that has ended is recognised as such, so a failure does no harm.
         // The file isn't removed: another run may have it open and be about to lock it.
         let _ = self.file.set_len(0);
+        // Said outright: a process that is just being started by another thread has the file open
+        // as well, until it becomes the other program, and would keep the lock that long.
+        let _ = self.file.unlock();
     }
 }
 
