@@ -1,6 +1,8 @@
 //! Adapters on a model: what PEFT computed with one, and what must hold of several. The fixture is
 //! a tiny Llama with an adapter that PEFT 0.21 wrote, and logits by transformers and PEFT.
 
+#![expect(clippy::expect_used, reason = "what fails here fails the test")]
+
 use std::{
     collections::BTreeMap,
     fs,

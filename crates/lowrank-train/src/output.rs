@@ -26,7 +26,8 @@ pub(crate) struct Output<'a> {
     fs: &'a dyn DurableFs,
     plan: &'a Plan,
     state: TrainerState,
-    log: TrainerLog<'a>,
+    /// None for an evaluation alone: its folder may hold the log of the run that it evaluates.
+    log: Option<TrainerLog<'a>>,
     events: Option<TensorBoardLog<'a>>,
     first_step: u64,
     first_tokens: u64,
@@ -62,14 +63,15 @@ impl<'a> Output<'a> {
     ) -> Result<Self> {
         let folder = &plan.output.output_dir;
         let log = match run.step {
-            0 => TrainerLog::create(fs, folder)?,
-            _ => TrainerLog::resume(fs, folder, &state.log_history)?,
+            _ if !plan.train.do_train => None,
+            0 => Some(TrainerLog::create(fs, folder)?),
+            _ => Some(TrainerLog::resume(fs, folder, &state.log_history)?),
         };
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let writer = Writer { host: host.trim(), pid: std::process::id() };
         let resumed = (run.step > 0).then_some(run.step);
         let logging_dir = folder.join("runs");
-        let events = match plan.output.tensorboard {
+        let events = match plan.output.tensorboard && plan.train.do_train {
             true => {
                 create_dirs(fs, &logging_dir)?;
                 Some(TensorBoardLog::create(fs, &logging_dir, writer, wall_time(), resumed)?)
@@ -100,7 +102,9 @@ impl<'a> Output<'a> {
             first_tokens: self.first_tokens,
             vram: None,
         };
-        self.log.write(&TrainerLogLine::new(Some(&entry), &progress))?;
+        if let Some(log) = &mut self.log {
+            log.write(&TrainerLogLine::new(Some(&entry), &progress))?;
+        }
         if let Some(events) = &mut self.events {
             events.log(&entry, wall_time())?;
         }
@@ -120,7 +124,9 @@ impl<'a> Output<'a> {
 
     /// Writes a checkpoint and removes those beyond `save_total_limit`.
     pub(crate) fn save(&mut self, step: u64, files: &[(String, Vec<u8>)]) -> Result<PathBuf> {
-        self.log.sync()?;
+        if let Some(log) = &mut self.log {
+            log.sync()?;
+        }
         if let Some(events) = &mut self.events {
             events.sync()?;
         }
@@ -170,7 +176,9 @@ impl<'a> Output<'a> {
         run_files::save_metrics(self.fs, folder, "train", &metrics)?;
         let fs = self.fs;
         self.state_at(run, epoch).save(fs, folder)?;
-        self.log.sync()?;
+        if let Some(log) = &mut self.log {
+            log.sync()?;
+        }
         if let Some(events) = &mut self.events {
             events.sync()?;
         }

@@ -9,6 +9,7 @@ use std::{
 use lowrank_autograd::Gradients;
 use lowrank_data::Example;
 use lowrank_models::Task;
+use lowrank_peft::WEIGHTS_NAME;
 
 use crate::{
     Batch, Error, Evaluation, Result, RunState, Setup, checkpoint,
@@ -363,11 +364,14 @@ fn find(plan: &Plan, observer: &mut dyn Observer) -> Result<Option<checkpoint::C
                        or start over with `overwrite_output_dir: true`"
                     .to_owned(),
             }),
-            None => Ok(None),
+            None => check_unfinished(folder).map(|()| None),
         };
     }
     for broken in &search.broken {
         observer.remark(&format!("passed over `{}`: {}", broken.path.display(), broken.damage));
+    }
+    if search.newest.is_none() {
+        check_unfinished(folder)?;
     }
     match (&search.newest, &plan.train.resume) {
         (None, Resume::Newest) => {
@@ -377,6 +381,18 @@ fn find(plan: &Plan, observer: &mut dyn Observer) -> Result<Option<checkpoint::C
         }
         _ => Ok(search.newest),
     }
+}
+
+/// An error where a run has ended without a checkpoint to go on from: its adapter isn't to be
+/// overwritten by accident.
+fn check_unfinished(folder: &Path) -> Result<()> {
+    let path = folder.join(WEIGHTS_NAME);
+    if !FS.exists(&path)? {
+        return Ok(());
+    }
+    let what = "is the adapter of an earlier run that left no checkpoint; choose another \
+                `output_dir`, or replace it with `overwrite_output_dir: true`";
+    Err(Error::State { path, what: what.to_owned() })
 }
 
 /// Removes the checkpoints of an earlier run, oldest first.

@@ -127,3 +127,15 @@ fn a_second_run_in_a_folder_is_refused_with_the_process() {
     drop(lock);
     case.run("out", &[]);
 }
+
+#[test]
+fn a_finished_adapter_without_a_checkpoint_is_not_overwritten() {
+    let case = Case::novel(&KEYS);
+    case.run("out", &["save_strategy=no"]);
+    let adapter = case.read("out/adapter_model.safetensors");
+    let error = case.error("out", &["save_strategy=no", "seed=1"]);
+    assert!(error.contains("adapter of an earlier run"), "{error}");
+    assert_eq!(case.read("out/adapter_model.safetensors"), adapter);
+    case.run("out", &["save_strategy=no", "seed=1", "overwrite_output_dir=true"]);
+    assert_ne!(case.read("out/adapter_model.safetensors"), adapter);
+}

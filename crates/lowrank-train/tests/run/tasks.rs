@@ -119,14 +119,18 @@ fn a_run_may_only_evaluate() {
     let rows: Vec<_> = (0..8).map(|i| json!({"text": words(i), "label": label(i)})).collect();
     let (case, accuracy) = learns("SEQ_CLS", &rows, 0.3);
     let trained = case.json("out/eval_results.json");
+    let log = std::fs::read(case.path("out/trainer_log.jsonl")).unwrap();
     let adapter = format!("adapter_name_or_path={}", case.path("out").display());
     let (rows, eval) =
         (format!("dataset={}", case.rows()), format!("eval_dataset={}", case.rows()));
-    for (out, dataset) in [("with", rows.as_str()), ("without", "dataset=null")] {
+    let with = [("with", rows.as_str()), ("without", "dataset=null"), ("out", rows.as_str())];
+    for (out, dataset) in with {
         let (summary, heard) = case.run(out, &["do_train=false", &adapter, dataset, &eval]);
         assert_eq!((summary.step, heard.steps.len()), (0, 0));
         assert_eq!(summary.evaluation.unwrap().accuracy, accuracy);
         let results = case.json(&format!("{out}/eval_results.json"));
         assert_eq!(results["eval_loss"], trained["eval_loss"]);
     }
+    // An evaluation in a run's own folder leaves the run's log alone.
+    assert_eq!(std::fs::read(case.path("out/trainer_log.jsonl")).unwrap(), log);
 }
