@@ -8,7 +8,6 @@
 //! own chat template transformers, `prompt`/`completion` shapes TRL. Nothing here pads: a batch is
 //! a list of sequences, and attention stays inside each of them.
 
-mod batch;
 mod chat;
 mod conversation;
 mod dataset;
@@ -32,7 +31,6 @@ mod template;
 mod tokenizer;
 mod tool_styles;
 
-pub use batch::Batch;
 pub use chat::Chat;
 pub use conversation::{Conversation, Message, Response, Role};
 pub use dataset::Dataset;

@@ -130,19 +130,27 @@ where
 ///
 /// # Errors
 /// Whatever a block returns.
-pub(crate) fn run_blocks<B: Clone + Send + 'static>(
+pub(crate) fn run_blocks<B, F>(
     blocks: &[B],
     mut x: Value,
     sequences: &Sequences,
     mut cache: Option<&mut Cache>,
     pass: &Pass,
-    forward: BlockForward<B>,
-) -> Result<Value> {
+    forward: F,
+) -> Result<Value>
+where
+    B: Clone + Send + 'static,
+    F: Fn(&B, &Value, &Sequences, Option<&mut [KeyValues]>, &Pass) -> Result<Value>
+        + Clone
+        + Send
+        + 'static,
+{
     for (i, block) in blocks.iter().enumerate() {
         x = match cache.as_deref_mut() {
             Some(cache) => forward(block, &x, sequences, Some(cache.layer(i)), pass)?,
             None => {
-                let (block, sequences, own) = (block.clone(), sequences.clone(), pass.clone());
+                let (block, forward) = (block.clone(), forward.clone());
+                let (sequences, own) = (sequences.clone(), pass.clone());
                 recompute_block(pass, &[&x], move |x| {
                     forward(&block, &x[0], &sequences, None, &own)
                 })?
@@ -151,10 +159,6 @@ pub(crate) fn run_blocks<B: Clone + Send + 'static>(
     }
     Ok(x)
 }
-
-/// How a block is run: its input, where the sequences lie, their caches, the pass.
-pub(crate) type BlockForward<B> =
-    fn(&B, &Value, &Sequences, Option<&mut [KeyValues]>, &Pass) -> Result<Value>;
 
 fn message(what: String) -> Error {
     candle_core::Error::Msg(what).into()

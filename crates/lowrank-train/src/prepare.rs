@@ -37,10 +37,10 @@ pub fn rows(plan: &Plan, task: Task, options: &DataOptions, tokenizer: Tokenizer
         eval = dataset.samples;
     }
     // Classes that only held-out rows have must have an id as well.
-    let all: Vec<Sample> = train.iter().chain(&eval).cloned().collect();
+    let all = || train.iter().chain(&eval).cloned().collect::<Vec<Sample>>();
     let labels = match task {
-        Task::SeqCls => Some(LabelSet::infer(&all, given.as_deref())?),
-        Task::TokenCls => Some(LabelSet::of_tags(&all, given.as_deref())),
+        Task::SeqCls => Some(LabelSet::infer(&all(), given.as_deref())?),
+        Task::TokenCls => Some(LabelSet::of_tags(&all(), given.as_deref())),
         _ => None,
     };
     let encoder = RowEncoder::new(task, options, plan.data.doc_stride, labels.clone(), tokenizer)?;

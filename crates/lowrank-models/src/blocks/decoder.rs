@@ -16,7 +16,7 @@ use super::{
     mlp::{GatedMlp, MlpShape},
     rotary::Rotary,
 };
-use crate::{Builder, Cache, Context, Input, Network, Sequences, recompute_block};
+use crate::{Builder, Cache, Context, Input, Network, Sequences, network::run_blocks};
 
 /// What distinguishes one member of the family from another.
 #[derive(Clone, Debug)]
@@ -104,23 +104,14 @@ impl Decoder {
 }
 
 impl Network for Decoder {
-    fn forward(&self, input: &Input, mut context: Context<'_>, pass: &Pass) -> Result<Value> {
+    fn forward(&self, input: &Input, context: Context<'_>, pass: &Pass) -> Result<Value> {
         let angles = self.rotary.angles(&input.sequences)?;
-        let mut x = self.embed_tokens.forward(&input.ids, pass)?;
-        for (i, layer) in self.layers.iter().enumerate() {
-            x = match context.cache.as_deref_mut() {
-                Some(cache) => {
-                    layer.forward(&x, &angles, &input.sequences, Some(cache.layer(i)), pass)?
-                }
-                None => {
-                    let (layer, angles) = (layer.clone(), angles.clone());
-                    let (sequences, own) = (input.sequences.clone(), pass.clone());
-                    recompute_block(pass, &[&x], move |x| {
-                        layer.forward(&x[0], &angles, &sequences, None, &own)
-                    })?
-                }
-            };
-        }
+        let x = self.embed_tokens.forward(&input.ids, pass)?;
+        let (sequences, cache) = (&input.sequences, context.cache);
+        let x =
+            run_blocks(&self.layers, x, sequences, cache, pass, move |layer, x, s, cache, p| {
+                layer.forward(x, &angles, s, cache, p)
+            })?;
         self.norm.forward(&x, pass)
     }
 
