@@ -10,11 +10,16 @@ use candle_core::{DType, Device, Storage, StorageRef, Tensor};
 use crate::{Error, Result};
 
 pub(crate) mod activation;
+pub mod adamw;
 pub(crate) mod attention;
+pub(crate) mod buffer;
+pub(crate) mod cross_entropy;
 pub(crate) mod elementwise;
 pub(crate) mod norm;
 pub(crate) mod product;
 pub(crate) mod rotary;
+pub(crate) mod rows;
+pub(crate) mod simd;
 
 /// A contiguous f32 tensor's elements, borrowed.
 pub(crate) struct F32<'a> {

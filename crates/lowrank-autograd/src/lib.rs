@@ -12,6 +12,7 @@ mod gradients;
 pub mod kernels;
 pub mod ops;
 mod parameter;
+pub mod profile;
 pub mod random;
 mod recompute;
 pub mod reference;

@@ -6,9 +6,13 @@
 
 use std::sync::Arc;
 
-use rayon::prelude::*;
-
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    kernels::{
+        buffer::{filled, piece_rows},
+        simd::vectorized,
+    },
+};
 
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
@@ -129,27 +133,105 @@ impl Dropout {
 
     /// `x` `[rows, columns]` with its mask applied, on all threads: a row's mask is its own.
     pub(crate) fn apply(&self, x: &[f32], columns: usize) -> Vec<f32> {
-        let mut out = vec![0.0; x.len()];
-        let rows = out.par_chunks_exact_mut(columns.max(1)).zip(x.par_chunks_exact(columns.max(1)));
-        rows.enumerate().for_each(|(row, (out, x))| {
-            self.factors(row, 0, out);
-            out.iter_mut().zip(x).for_each(|(o, x)| *o *= x);
-        });
-        out
+        filled(x.len(), piece_rows(columns) * columns, |start, out| {
+            let rows = out.chunks_exact_mut(columns).zip(x[start..].chunks_exact(columns));
+            for (i, (out, x)) in rows.enumerate() {
+                multiply(out, x, &self.row(start / columns + i));
+            }
+        })
     }
 
     /// The factors of columns `start..start + out.len()` of a row: 0 or `1 / (1 - p)`.
     pub fn factors(&self, row: usize, start: usize, out: &mut [f32]) {
-        let threshold = (f64::from(self.p) * 4_294_967_296.0) as u64;
-        let keep = 1.0 / (1.0 - self.p);
-        let row = self.rows.get(row).copied().unwrap_or_default();
-        let mut words = [0; 4];
-        for (i, factor) in out.iter_mut().enumerate() {
-            let column = start + i;
-            if i == 0 || column.is_multiple_of(4) {
-                words = self.key.block(row, (column / 4) as u64);
+        factors(out, start, &self.row(row));
+    }
+
+    fn row(&self, row: usize) -> MaskRow {
+        MaskRow {
+            key: self.key,
+            row: self.rows.get(row).copied().unwrap_or_default(),
+            threshold: (f64::from(self.p) * 4_294_967_296.0) as u32,
+            keep: 1.0 / (1.0 - self.p),
+        }
+    }
+}
+
+/// Blocks of random words that are computed side by side.
+const BLOCKS: usize = 16;
+
+/// One row of a mask: its factors are 0 where the random word is below the threshold.
+struct MaskRow {
+    key: Key,
+    row: u64,
+    threshold: u32,
+    keep: f32,
+}
+
+impl MaskRow {
+    /// The factors of `4·BLOCKS` columns, from column `4·first` on.
+    #[inline(always)]
+    fn factors(&self, first: u64) -> [f32; 4 * BLOCKS] {
+        let words = self.words(first);
+        let mut factors = [0.0; 4 * BLOCKS];
+        for (block, factors) in factors.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            for (factor, words) in factors.iter_mut().zip(&words) {
+                *factor = if words[block] < u64::from(self.threshold) { 0.0 } else { self.keep };
             }
-            *factor = if u64::from(words[column % 4]) < threshold { 0.0 } else { keep };
+        }
+        factors
+    }
+
+    /// [`Key::block`] of `BLOCKS` blocks, the first words of all before the second ones. Words lie
+    /// in the lower halves of 64-bit lanes, where vectors multiply without moving them about.
+    #[inline(always)]
+    fn words(&self, first: u64) -> [[u64; BLOCKS]; 4] {
+        const LOW: u64 = 0xFFFF_FFFF;
+        let mut words =
+            [[self.row & LOW; BLOCKS], [self.row >> 32; BLOCKS], [0; BLOCKS], [0; BLOCKS]];
+        let [w0, w1, w2, w3] = &mut words;
+        for (i, (low, high)) in w2.iter_mut().zip(&mut *w3).enumerate() {
+            let block = first.wrapping_add(i as u64);
+            (*low, *high) = (block & LOW, block >> 32);
+        }
+        let mut key = [self.key.0 as u32, (self.key.0 >> 32) as u32];
+        for _ in 0..10 {
+            let rows = w0.iter_mut().zip(&mut *w1).zip(&mut *w2).zip(&mut *w3);
+            for (((w0, w1), w2), w3) in rows {
+                // One round of [`philox`].
+                let a = u64::from(MULTIPLIERS[0]) * (*w0 & LOW);
+                let b = u64::from(MULTIPLIERS[1]) * (*w2 & LOW);
+                (*w0, *w1) = ((b >> 32) ^ *w1 ^ u64::from(key[0]), b & LOW);
+                (*w2, *w3) = ((a >> 32) ^ *w3 ^ u64::from(key[1]), a & LOW);
+            }
+            key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
+        }
+        words
+    }
+}
+
+vectorized! {
+    /// `out = x·factors`.
+    fn multiply(out: &mut [f32], x: &[f32], mask: &MaskRow) {
+        let pieces = out.chunks_mut(4 * BLOCKS).zip(x.chunks(4 * BLOCKS));
+        for (i, (out, x)) in pieces.enumerate() {
+            let factors = mask.factors((i * BLOCKS) as u64);
+            for ((out, x), factor) in out.iter_mut().zip(x).zip(&factors) {
+                *out = factor * x;
+            }
+        }
+    }
+}
+
+vectorized! {
+    /// The factors of the columns from `start` on.
+    fn factors(out: &mut [f32], start: usize, mask: &MaskRow) {
+        let (mut out, mut skip, mut block) = (out, start % 4, (start / 4) as u64);
+        while !out.is_empty() {
+            let found = mask.factors(block);
+            let found = &found[skip..];
+            let (now, later) = out.split_at_mut(found.len().min(out.len()));
+            now.copy_from_slice(&found[..now.len()]);
+            (out, skip, block) = (later, 0, block.wrapping_add(BLOCKS as u64));
         }
     }
 }
@@ -193,5 +275,38 @@ mod tests {
         let mut other = vec![0.0; 77];
         d.factors(0, 13, &mut other);
         assert_ne!(part, other);
+    }
+
+    #[test] // one word at a time, as the mask is defined
+    fn dropout_takes_the_words_of_its_blocks() {
+        let d = Dropout { p: 0.3, key: Key::new(5), rows: Arc::new([1 << 40, u64::MAX - 1]) };
+        let threshold = (f64::from(d.p) * 4_294_967_296.0) as u64;
+        for (row, key) in d.rows.iter().enumerate() {
+            for (start, n) in [(0, 1), (0, 64), (3, 65), (61, 7), (130, 257), (17_179_869_180, 9)] {
+                let expected: Vec<f32> = (start..start + n)
+                    .map(|column| {
+                        let word = d.key.block(*key, column as u64 / 4)[column % 4];
+                        if u64::from(word) < threshold { 0.0 } else { 1.0 / (1.0 - d.p) }
+                    })
+                    .collect();
+                let mut found = vec![f32::NAN; n];
+                d.factors(row, start, &mut found);
+                assert_eq!(found, expected, "row {row}, {n} columns from {start}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_mask_multiplies_rows_by_its_factors() {
+        for columns in [1, 3, 64, 577, 5_000] {
+            let d = Dropout { p: 0.5, key: Key::new(6), rows: (7..16).collect() };
+            let x = Key::new(8).normals(9 * columns);
+            let mut expected = vec![0.0; x.len()];
+            for (row, out) in expected.chunks_exact_mut(columns).enumerate() {
+                d.factors(row, 0, out);
+            }
+            expected.iter_mut().zip(&x).for_each(|(e, x)| *e *= x);
+            assert_eq!(d.apply(&x, columns), expected);
+        }
     }
 }

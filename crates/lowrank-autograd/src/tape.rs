@@ -5,7 +5,7 @@
 //! which gradients are added up is thus fixed, and with it every bit of the sum.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     fmt,
     sync::{
         Arc, Mutex, PoisonError,
@@ -15,7 +15,11 @@ use std::{
 
 use candle_core::Tensor;
 
-use crate::{Error, Gradients, ParameterId, Result, Value, kernels::elementwise::combine};
+use crate::{
+    Error, Gradients, ParameterId, Result, Value,
+    kernels::elementwise::{add_assign, combine},
+    profile,
+};
 
 /// Gradient of a node's result → gradients of its parents. The second argument receives what a
 /// recomputed block finds for parameters inside it.
@@ -91,15 +95,17 @@ pub(crate) fn backward(
     gradients: &mut Gradients,
 ) -> Result<BTreeMap<u64, Tensor>> {
     let start = root.node().ok_or(Error::NothingToDifferentiate)?;
-    let mut pending = BTreeMap::from([(start.number, (Arc::clone(start), dy))]);
+    let first = Pending { node: Arc::clone(start), gradient: dy, own: false };
+    let mut pending = BTreeMap::from([(start.number, first)]);
     let mut inputs = BTreeMap::new();
-    while let Some((number, (node, dy))) = pending.pop_last() {
+    while let Some((number, Pending { node, gradient: dy, .. })) = pending.pop_last() {
         match &node.kind {
             Kind::Parameter(id) => gradients.add(*id, &dy)?,
             Kind::Input => {
                 inputs.insert(number, dy);
             }
             Kind::Operation { op, backward } => {
+                let _time = profile::backward(op);
                 let taken = backward.lock().unwrap_or_else(PoisonError::into_inner).take();
                 let backward = taken.ok_or(Error::AlreadyDifferentiated { op })?;
                 for (parent, gradient) in node.parents.iter().zip(backward(dy, gradients)?) {
@@ -113,15 +119,33 @@ pub(crate) fn backward(
     Ok(inputs)
 }
 
+/// A node that gradients have flowed to.
+struct Pending {
+    node: Arc<Node>,
+    /// Their sum so far.
+    gradient: Tensor,
+    /// Whether the sum is a tensor that was made here, so that nobody else can hold its memory.
+    own: bool,
+}
+
 fn add_pending(
-    pending: &mut BTreeMap<u64, (Arc<Node>, Tensor)>,
+    pending: &mut BTreeMap<u64, Pending>,
     node: &Arc<Node>,
     gradient: Tensor,
 ) -> Result<()> {
-    let sum = match pending.remove(&node.number) {
-        Some((_, before)) => combine("add", &before, &gradient, |a, b| a + b)?,
-        None => gradient,
-    };
-    pending.insert(node.number, (Arc::clone(node), sum));
+    match pending.entry(node.number) {
+        Entry::Vacant(place) => {
+            place.insert(Pending { node: Arc::clone(node), gradient, own: false });
+        }
+        Entry::Occupied(mut place) => {
+            let sum = place.get_mut();
+            if sum.own {
+                add_assign(&sum.gradient, &gradient.contiguous()?)?;
+            } else {
+                sum.gradient = combine("add", &sum.gradient, &gradient, |a, b| a + b)?;
+                sum.own = true;
+            }
+        }
+    }
     Ok(())
 }

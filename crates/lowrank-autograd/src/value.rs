@@ -13,17 +13,40 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Value {
     data: Tensor,
-    node: Option<Arc<Node>>,
+    trace: Trace,
+}
+
+/// What leads to a value.
+#[derive(Clone, Debug)]
+enum Trace {
+    /// Nothing trainable.
+    Constant,
+    /// A place on the tape.
+    Recorded(Arc<Node>),
+    /// An input of a block that is run without being recorded, of which only is known whether
+    /// anything trainable leads here.
+    Unrecorded { trains: bool },
 }
 
 impl Value {
     /// A value that nothing trainable leads to: operations on it record and save nothing.
     pub fn constant(data: Tensor) -> Self {
-        Self { data, node: None }
+        Self { data, trace: Trace::Constant }
     }
 
     pub(crate) fn with_node(data: Tensor, node: Arc<Node>) -> Self {
-        Self { data, node: Some(node) }
+        Self { data, trace: Trace::Recorded(node) }
+    }
+
+    /// An input of a block that isn't to be recorded: neither is any operation that it leads to,
+    /// while [`Value::needs_gradient`] of their results is what it would be.
+    pub(crate) fn unrecorded(&self) -> Self {
+        let trace = Trace::Unrecorded { trains: self.needs_gradient() };
+        Self { data: self.data.clone(), trace }
+    }
+
+    pub(crate) fn is_unrecorded(&self) -> bool {
+        matches!(self.trace, Trace::Unrecorded { .. })
     }
 
     /// The tensor itself.
@@ -38,16 +61,19 @@ impl Value {
 
     /// Whether a trainable parameter leads here.
     pub fn needs_gradient(&self) -> bool {
-        self.node.is_some()
+        !matches!(self.trace, Trace::Constant | Trace::Unrecorded { trains: false })
     }
 
     pub(crate) fn node(&self) -> Option<&Arc<Node>> {
-        self.node.as_ref()
+        match &self.trace {
+            Trace::Recorded(node) => Some(node),
+            Trace::Constant | Trace::Unrecorded { .. } => None,
+        }
     }
 
     /// The same place on the tape, with the tensor laid out row by row as kernels read it.
     pub(crate) fn contiguous(&self) -> Result<Self> {
-        Ok(Self { data: self.data.contiguous()?, node: self.node.clone() })
+        Ok(Self { data: self.data.contiguous()?, trace: self.trace.clone() })
     }
 
     /// The same tensor, cut off from the tape.
@@ -70,8 +96,8 @@ impl Value {
     where
         B: FnOnce(Tensor) -> Result<[Option<Tensor>; N]> + Send + 'static,
     {
-        if parents.iter().all(|p| !p.needs_gradient()) {
-            return Value::constant(data);
+        if let Some(trace) = Self::without_record(&parents) {
+            return Self { data, trace };
         }
         let backward = save(parents.map(Value::needs_gradient));
         let backward: Backward = Box::new(move |dy, _| Ok(backward(dy)?.into()));
@@ -88,13 +114,22 @@ impl Value {
     where
         B: FnOnce(Tensor) -> Result<Vec<Option<Tensor>>> + Send + 'static,
     {
-        if parents.iter().all(|p| !p.needs_gradient()) {
-            return Value::constant(data);
+        if let Some(trace) = Self::without_record(parents) {
+            return Self { data, trace };
         }
         let needs: Vec<bool> = parents.iter().map(|p| p.needs_gradient()).collect();
         let backward = save(&needs);
         let backward: Backward = Box::new(move |dy, _| backward(dy));
         Value::with_node(data, Node::operation(op, parents, backward))
+    }
+
+    /// The trace of an operation's result where there is nothing to record.
+    fn without_record(parents: &[&Value]) -> Option<Trace> {
+        let trains = parents.iter().any(|p| p.needs_gradient());
+        if parents.iter().any(|p| p.is_unrecorded()) {
+            return Some(Trace::Unrecorded { trains });
+        }
+        (!trains).then_some(Trace::Constant)
     }
 
     /// Adds `seed · ∂self/∂p` to the buffer of every trainable parameter `p` that leads here.

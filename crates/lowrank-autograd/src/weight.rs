@@ -4,11 +4,12 @@
 //! read to f32. `x·Wᵀ` and `dy·W` both read the one copy, also where a file stores the transpose
 //! (GPT-2's Conv1D).
 
-use std::{fmt, fs::File, path::Path, sync::Arc};
+use std::{fmt, fs::File, ops::Range, path::Path, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use memmap2::Mmap;
+use rayon::prelude::*;
 
 use crate::{Error, Result, kernels::F32};
 
@@ -35,6 +36,21 @@ impl MappedFile {
     /// The file's bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.map
+    }
+
+    /// Says that these bytes won't be read soon, so that their pages needn't stay in memory.
+    #[cfg_attr(unix, expect(unsafe_code, reason = "advice that may discard pages is unsafe"))]
+    fn release(&self, start: usize, len: usize) {
+        #[cfg(unix)]
+        // SAFETY: the mapping is read-only, so that pages that are discarded hold nothing but what
+        // the file does, and are read from it again when they are touched.
+        let advised = unsafe {
+            self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len)
+        };
+        #[cfg(unix)]
+        drop(advised); // advice that isn't taken costs memory alone
+        #[cfg(not(unix))]
+        let _ = (start, len);
     }
 }
 
@@ -66,6 +82,17 @@ pub(crate) enum Elements<'a> {
     F32(&'a [f32]),
     Bf16(&'a [bf16]),
     F16(&'a [f16]),
+}
+
+impl Elements<'_> {
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::F32(data) => data.len(),
+            Self::Bf16(data) => data.len(),
+            Self::F16(data) => data.len(),
+        }
+    }
 }
 
 impl fmt::Debug for Weight {
@@ -122,11 +149,66 @@ impl Weight {
         Ok(Self { storage: Storage::Tensor(tensor.contiguous()?), shape, transposed: false })
     }
 
+    /// The same numbers in `dtype`, in memory of their own; what was mapped needn't stay there.
+    ///
+    /// # Errors
+    /// [`Error::Dtype`] for other than f32, bf16 and f16.
+    pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
+        if self.dtype() == dtype {
+            return Ok(self.clone());
+        }
+        let shape = self.stored_shape();
+        let narrowed = self.with_elements(|elements| match (elements, dtype) {
+            // Without a copy in between, for which there may be no room.
+            (Elements::F32(data), DType::BF16) => {
+                Some(data.par_iter().map(|v| bf16::from_f32(*v)).collect::<Vec<bf16>>())
+            }
+            _ => None,
+        })?;
+        let tensor = match narrowed {
+            Some(data) => Tensor::from_vec(data, shape, &Device::Cpu)?,
+            None => self.as_stored()?.to_dtype(dtype)?,
+        };
+        if let Storage::Mapped { file, start, dtype } = &self.storage {
+            file.release(*start, self.elem_count() * dtype.size_in_bytes());
+        }
+        let weight = Self::from_tensor(&tensor)?;
+        Ok(if self.transposed { weight.transpose() } else { weight })
+    }
+
     /// The same memory read as the transposed matrix: `[in, out]` in the file, `[out, in]` here.
     pub fn transpose(mut self) -> Self {
         self.transposed = !self.transposed;
         self.shape.reverse();
         self
+    }
+
+    /// The rows of `range` of a matrix that lies row by row, over the same memory.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when they don't lie so, or aren't all there.
+    pub fn rows(&self, range: Range<usize>) -> Result<Self> {
+        let shape = match *self.shape.as_slice() {
+            [rows, columns]
+                if !self.transposed && range.start <= range.end && range.end <= rows =>
+            {
+                vec![range.len(), columns]
+            }
+            _ => {
+                let must_be = format!("a matrix that has rows {range:?} in order of memory");
+                let (what, found) = ("the weight", self.shape.clone());
+                return Err(Error::Shape { op: "rows", what, found, must_be });
+            }
+        };
+        let storage = match &self.storage {
+            Storage::Mapped { file, start, dtype } => {
+                let columns = shape.get(1).copied().unwrap_or_default();
+                let start = start + range.start * columns * dtype.size_in_bytes();
+                Storage::Mapped { file: Arc::clone(file), start, dtype: *dtype }
+            }
+            Storage::Tensor(t) => Storage::Tensor(t.narrow(0, range.start, range.len())?),
+        };
+        Ok(Self { storage, shape, transposed: false })
     }
 
     /// The shape as kernels see it: `[out, in]` for a linear layer.
@@ -202,19 +284,29 @@ impl Weight {
 
     /// A tensor of [`Weight::dims`] in the weight's own dtype; a copy if the weight is mapped.
     pub fn to_tensor(&self) -> Result<Tensor> {
-        let mut stored = self.shape.clone();
+        let tensor = self.as_stored()?;
+        Ok(if self.transposed { tensor.t()? } else { tensor })
+    }
+
+    /// The shape as memory has it.
+    fn stored_shape(&self) -> Vec<usize> {
+        let mut shape = self.shape.clone();
         if self.transposed {
-            stored.reverse();
+            shape.reverse();
         }
-        let tensor = match &self.storage {
-            Storage::Tensor(t) => t.clone(),
+        shape
+    }
+
+    /// The tensor as it lies in memory.
+    fn as_stored(&self) -> Result<Tensor> {
+        match &self.storage {
+            Storage::Tensor(t) => Ok(t.clone()),
             Storage::Mapped { file, start, dtype } => {
                 let end = start + self.elem_count() * dtype.size_in_bytes();
                 let bytes = file.bytes().get(*start..end).unwrap_or_default();
-                Tensor::from_raw_buffer(bytes, *dtype, &stored, &Device::Cpu)?
+                Ok(Tensor::from_raw_buffer(bytes, *dtype, &self.stored_shape(), &Device::Cpu)?)
             }
-        };
-        Ok(if self.transposed { tensor.t()? } else { tensor })
+        }
     }
 
     /// The same as f32.

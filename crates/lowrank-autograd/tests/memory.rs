@@ -5,7 +5,7 @@
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -55,10 +55,14 @@ fn parameter(shape: &[usize]) -> Parameter {
     Parameter::new("p", &ones).expect("a parameter")
 }
 
-/// Held by each test: another one's memory would be counted too.
-fn alone() -> MutexGuard<'static, ()> {
+/// Runs a test while no other one does: its memory would be counted too, that of its thread's
+/// buffers, which go when the thread ends, among it.
+fn alone(test: fn()) {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Err(panic) = std::thread::spawn(test).join() {
+        std::panic::resume_unwind(panic);
+    }
 }
 
 /// How many activations' worth of memory `forward` leaves alive beside its output, once the tensor
@@ -103,38 +107,42 @@ fn adapted(train_x: bool, train_a: bool, train_b: bool) -> usize {
 
 #[test]
 fn a_linear_layer_saves_its_input_for_a_and_the_low_rank_product_for_b() {
-    let _alone = alone();
-    assert_eq!(adapted(false, false, false), 0, "nothing trains");
-    assert_eq!(adapted(true, false, false), 0, "only something below trains");
-    assert_eq!(adapted(true, false, true), 1, "B: h");
-    assert_eq!(adapted(false, false, true), 1, "B: h");
-    assert_eq!(adapted(true, true, false), 8, "A: x");
-    assert_eq!(adapted(true, true, true), 9, "both");
+    alone(|| {
+        assert_eq!(adapted(false, false, false), 0, "nothing trains");
+        assert_eq!(adapted(true, false, false), 0, "only something below trains");
+        assert_eq!(adapted(true, false, true), 1, "B: h");
+        assert_eq!(adapted(false, false, true), 1, "B: h");
+        assert_eq!(adapted(true, true, false), 8, "A: x");
+        assert_eq!(adapted(true, true, true), 9, "both");
+    });
 }
 
 #[test]
 fn a_trained_matrix_saves_its_input() {
-    let _alone = alone();
-    let w = parameter(&[D, D]);
-    for (trained, eighths) in [(true, 8), (false, 0)] {
-        let found = saved(true, |x| {
-            let matrix = Matrix::Trained { value: &w.value(trained), transposed: false };
-            ops::linear(&x, matrix, None, Vec::new())
-        });
-        assert_eq!(found, eighths);
-    }
+    alone(|| {
+        let w = parameter(&[D, D]);
+        for (trained, eighths) in [(true, 8), (false, 0)] {
+            let found = saved(true, |x| {
+                let matrix = Matrix::Trained { value: &w.value(trained), transposed: false };
+                ops::linear(&x, matrix, None, Vec::new())
+            });
+            assert_eq!(found, eighths);
+        }
+    });
 }
 
 #[test]
 fn operations_on_frozen_values_save_nothing() {
-    let _alone = alone();
-    let w = parameter(&[D]);
-    let frozen = |forward: &dyn Fn(Value) -> Result<Value>| assert_eq!(saved(false, forward), 0);
-    frozen(&|x| ops::rms_norm(&x, &w.value(false), 1e-6));
-    frozen(&|x| ops::activation(&x, Activation::Silu));
-    frozen(&|x| ops::gated(&x, &x, Activation::Silu));
-    frozen(&|x| ops::cross_entropy(&x, &vec![3; N].into()));
-    frozen(&|x| attention(&x));
+    alone(|| {
+        let w = parameter(&[D]);
+        let frozen =
+            |forward: &dyn Fn(Value) -> Result<Value>| assert_eq!(saved(false, forward), 0);
+        frozen(&|x| ops::rms_norm(&x, &w.value(false), 1e-6));
+        frozen(&|x| ops::activation(&x, Activation::Silu));
+        frozen(&|x| ops::gated(&x, &x, Activation::Silu));
+        frozen(&|x| ops::cross_entropy(&x, &vec![3; N].into()));
+        frozen(&|x| attention(&x));
+    });
 }
 
 fn attention(x: &Value) -> Result<Value> {
@@ -154,23 +162,53 @@ fn attention(x: &Value) -> Result<Value> {
 
 #[test] // its output is kept too, but that one is alive anyway; scores would be 8 more
 fn attention_saves_its_operands_and_no_scores() {
-    let _alone = alone();
-    assert_eq!(saved(true, |x| attention(&x)), 8);
+    alone(|| {
+        assert_eq!(saved(true, |x| attention(&x)), 8);
+    });
 }
 
 #[test]
 fn sums_and_changes_of_shape_save_nothing() {
-    let _alone = alone();
-    assert_eq!(saved(true, |x| ops::add(&x, &x)), 0);
-    assert_eq!(saved(true, |x| ops::scale(&x, 2.0)), 0);
-    assert_eq!(saved(true, |x| ops::columns(&x, 0..D / 2)), 0);
-    assert_eq!(saved(true, |x| ops::select_rows(&x, &(0..N).rev().collect())), 0);
+    alone(|| {
+        assert_eq!(saved(true, |x| ops::add(&x, &x)), 0);
+        assert_eq!(saved(true, |x| ops::scale(&x, 2.0)), 0);
+        assert_eq!(saved(true, |x| ops::columns(&x, 0..D / 2)), 0);
+        assert_eq!(saved(true, |x| ops::select_rows(&x, &(0..N).rev().collect())), 0);
+    });
 }
 
 #[test] // four activations and their products inside, one input kept
 fn a_recomputed_block_keeps_its_input_alone() {
-    let _alone = alone();
-    let deep = |x: &Value| (0..4).try_fold(x.clone(), |x, _| ops::mul(&x, &x));
-    assert_eq!(saved(true, |x| deep(&x)), 32);
-    assert_eq!(saved(true, |x| recompute(&[&x], move |v| deep(&v[0]))), 8);
+    alone(|| {
+        let deep = |x: &Value| (0..4).try_fold(x.clone(), |x, _| ops::mul(&x, &x));
+        assert_eq!(saved(true, |x| deep(&x)), 32);
+        assert_eq!(saved(true, |x| recompute(&[&x], move |v| deep(&v[0]))), 8);
+    });
+}
+
+#[test] // its first run holds what an untrained block holds: an operand and a result
+fn a_recomputed_block_saves_nothing_while_it_runs_first() {
+    alone(|| {
+        let p = parameter(&[N, D]);
+        let held = |train_x: bool| {
+            let root = parameter(&[1]).value(train_x);
+            let x = Value::record("leaf", activation(), [&root], |_| |_: Tensor| Ok([None]));
+            let before = LIVE.load(Ordering::Relaxed);
+            let most = Arc::new(AtomicUsize::new(0));
+            let (p, seen) = (p.clone(), Arc::clone(&most));
+            let y = recompute(&[&x], move |v| {
+                let y = (0..4).try_fold(v[0].clone(), |x, _| ops::mul(&x, &p.value(true)))?;
+                let now = LIVE.load(Ordering::Relaxed);
+                // The run in the backward pass isn't meant.
+                let _ = seen.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+                Ok(y)
+            });
+            assert!(y.expect("the block").needs_gradient());
+            (most.load(Ordering::Relaxed) - before) / (N * D * 4)
+        };
+        for train_x in [false, true] {
+            let least = (0..8).map(|_| held(train_x)).min();
+            assert_eq!(least, Some(1), "only the result is alive when the block ends");
+        }
+    });
 }

@@ -171,6 +171,23 @@ fn a_value_used_many_times_gets_the_sum() {
     assert_eq!(numbers(gradients.get(p.id())), [13.0, -3.0]);
 }
 
+#[test] // from the third gradient on a sum is added to in place, which must not reach another's
+fn a_sum_of_gradients_shares_nothing_with_its_terms() {
+    let (p, q) = (parameter(&[3.0, -1.0]), parameter(&[5.0, 2.0]));
+    let (x, y) = (p.value(true), q.value(true));
+    // The gradient of a sum goes on to both of its terms as one tensor.
+    let shared = ops::add(&x, &y).expect("x + y");
+    let mut sum = ops::add(&x, &shared).expect("2x + y");
+    for factor in [2.0, 4.0, 8.0] {
+        let term = ops::scale(&x, factor).expect("a term");
+        sum = ops::add(&ops::add(&sum, &term).expect("+ term"), &y).expect("+ y");
+    }
+    let mut gradients = Gradients::new();
+    ops::sum_all(&sum).and_then(|loss| loss.backward(1.0, &mut gradients)).expect("the pass");
+    assert_eq!(numbers(gradients.get(p.id())), [16.0, 16.0]);
+    assert_eq!(numbers(gradients.get(q.id())), [4.0, 4.0]);
+}
+
 #[test] // two values of one parameter, as of a weight that two layers share
 fn a_parameter_used_twice_gets_the_sum() {
     let p = parameter(&[3.0]);
@@ -293,6 +310,43 @@ fn a_block_without_parameters_may_return_its_input() {
 fn a_block_in_which_nothing_trains_records_nothing() {
     let y = recompute(&[&Value::constant(matrix(1, 2, 2))], |v| ops::scale(&v[0], 2.0));
     assert!(!y.expect("a block").needs_gradient());
+}
+
+#[test] // asked for nothing to save, yet told apart from a frozen block
+fn the_first_run_of_a_block_records_nothing() {
+    let [count, seen] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+    let p = parameter(&[2.0]);
+    // The input of the block trains, only a parameter inside does, or both.
+    for (outer, inner) in [(true, false), (false, true), (true, true)] {
+        let (count, seen, q) = (Arc::clone(&count), Arc::clone(&seen), p.clone());
+        let alive = Arc::clone(&count);
+        let x = p.value(outer);
+        let y = recompute(&[&x], move |v| {
+            let y = counted(&ops::mul(&v[0], &q.value(inner))?, &count, &seen);
+            // Within a block of its own, too.
+            let (count, seen) = (Arc::clone(&count), Arc::clone(&seen));
+            recompute(&[&y], move |v| Ok(counted(&v[0], &count, &seen)))
+        });
+        let y = y.expect("a block");
+        assert!(y.needs_gradient());
+        assert_eq!(alive.load(Ordering::Relaxed), 0, "the first run saved something");
+        let mut gradients = Gradients::new();
+        ops::sum_all(&y).and_then(|loss| loss.backward(1.0, &mut gradients)).expect("the pass");
+        let expected = if outer && inner { 4.0 } else { 2.0 };
+        assert_eq!(numbers(gradients.get(p.id())), [expected]);
+        assert_eq!(alive.load(Ordering::Relaxed), 0, "the pass left something alive");
+    }
+}
+
+#[test]
+fn a_block_in_which_nothing_trains_may_be_followed_by_one_that_does() {
+    let p = parameter(&[2.0]);
+    let x = Value::constant(parameter(&[3.0]).data());
+    let y = recompute(&[&x], |v| ops::scale(&v[0], 2.0)).expect("a block");
+    let loss = ops::mul(&y, &p.value(true)).and_then(|y| ops::sum_all(&y)).expect("a sum");
+    let mut gradients = Gradients::new();
+    loss.backward(1.0, &mut gradients).expect("the pass");
+    assert_eq!(numbers(gradients.get(p.id())), [6.0]);
 }
 
 #[test]

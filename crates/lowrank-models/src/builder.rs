@@ -288,10 +288,8 @@ impl Builder {
         let weight = self.shared.weights.get(&found, shape)?;
         self.built().used.insert(found);
         match self.shared.dtype {
-            Some(dtype) if dtype != weight.dtype() => {
-                Ok(Weight::from_tensor(&weight.to_tensor()?.to_dtype(dtype)?)?)
-            }
-            _ => Ok(weight),
+            Some(dtype) => Ok(weight.to_dtype(dtype)?),
+            None => Ok(weight),
         }
     }
 

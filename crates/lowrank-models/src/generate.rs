@@ -159,20 +159,22 @@ impl<'a> Run<'a> {
 
 /// The next token: penalty, temperature, `top_k` and `top_p` in transformers' order.
 fn choose(logits: &[f32], seen: &[u32], sampling: &Sampling, key: Key) -> Result<u32> {
-    let mut scores: Vec<f64> = logits.iter().map(|&l| f64::from(l)).collect();
-    if scores.iter().any(|s| s.is_nan()) {
+    if logits.iter().any(|l| l.is_nan()) {
         return Err(Error::Input("the model's logits are not numbers (NaN)".to_owned()));
     }
+    if sampling.temperature <= 0.0 && sampling.repetition_penalty == 1.0 {
+        return Ok(largest(logits.iter().map(|&l| f64::from(l))));
+    }
+    let mut scores: Vec<f64> = logits.iter().map(|&l| f64::from(l)).collect();
     if sampling.repetition_penalty != 1.0 {
         penalize(&mut scores, seen, sampling.repetition_penalty);
+    }
+    if sampling.temperature <= 0.0 {
+        return Ok(largest(scores.into_iter()));
     }
     // Descending; equal scores keep the order of their ids, as an argmax does.
     let mut order: Vec<usize> = (0..scores.len()).collect();
     let score = |i: &usize| scores.get(*i).copied().unwrap_or(f64::NEG_INFINITY);
-    if sampling.temperature <= 0.0 {
-        let best = order.iter().copied().reduce(|a, b| if score(&b) > score(&a) { b } else { a });
-        return Ok(best.unwrap_or_default() as u32);
-    }
     order.sort_by(|a, b| score(b).total_cmp(&score(a)));
     if sampling.top_k > 0 {
         order.truncate(sampling.top_k);
@@ -198,6 +200,12 @@ fn choose(logits: &[f32], seen: &[u32], sampling: &Sampling, key: Key) -> Result
         }
     }
     Ok(order.last().copied().unwrap_or_default() as u32)
+}
+
+/// The first of the largest scores.
+fn largest(scores: impl Iterator<Item = f64>) -> u32 {
+    let best = scores.enumerate().reduce(|best, next| if next.1 > best.1 { next } else { best });
+    best.map_or(0, |(token, _)| token as u32)
 }
 
 fn penalize(scores: &mut [f64], seen: &[u32], penalty: f64) {

@@ -10,8 +10,7 @@ use lowrank_autograd::Value;
 use lowrank_peft::{Modules, Pass};
 
 use crate::{
-    Architecture, Builder, Config, Context, Encoded, FreshInit, Head, Input, Network, Result, Task,
-    Weights,
+    Architecture, Builder, Config, Context, FreshInit, Head, Input, Network, Result, Task, Weights,
 };
 
 /// What is asked of a folder that is opened.
@@ -145,8 +144,15 @@ impl Model {
     /// # Errors
     /// When the input doesn't fit the model.
     pub fn logits(&self, input: &Input, rows: Option<&Arc<[usize]>>, pass: &Pass) -> Result<Value> {
-        let hidden = self.network.forward(input, Context::default(), pass)?;
-        Ok(self.head.logits(&hidden, input, rows, pass)?)
+        Ok(self.head.logits(&self.hidden(input, pass)?, input, rows, pass)?)
+    }
+
+    /// What the head reads of an input: `[tokens, hidden_size]`.
+    ///
+    /// # Errors
+    /// When the input doesn't fit the model.
+    pub fn hidden(&self, input: &Input, pass: &Pass) -> Result<Value> {
+        Ok(self.network.forward(input, Context::default(), pass)?)
     }
 
     /// Logits of a target given a source, for encoder-decoders.
@@ -159,14 +165,22 @@ impl Model {
         (target, target_pass): (&Input, &Pass),
         rows: Option<&Arc<[usize]>>,
     ) -> Result<Value> {
-        let encoded = self.network.encode(source, source_pass)?;
-        let hidden = self.decode(target, &encoded, target_pass)?;
+        let hidden = self.target_hidden((source, source_pass), (target, target_pass))?;
         Ok(self.head.logits(&hidden, target, rows, target_pass)?)
     }
 
-    fn decode(&self, target: &Input, encoded: &Encoded, pass: &Pass) -> Result<Value> {
-        let context = Context { cache: None, encoded: Some(encoded) };
-        Ok(self.network.forward(target, context, pass)?)
+    /// What the head reads of a target given a source, for encoder-decoders.
+    ///
+    /// # Errors
+    /// When an input doesn't fit the model.
+    pub fn target_hidden(
+        &self,
+        (source, source_pass): (&Input, &Pass),
+        (target, target_pass): (&Input, &Pass),
+    ) -> Result<Value> {
+        let encoded = self.network.encode(source, source_pass)?;
+        let context = Context { cache: None, encoded: Some(&encoded) };
+        Ok(self.network.forward(target, context, target_pass)?)
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use lowrank_autograd::{
     Result, Value,
-    ops::{self, Activation},
+    ops::{self, Activation, ScoredTargets},
 };
 use lowrank_peft::{
     Pass,
@@ -121,6 +121,28 @@ impl Head {
             }
         }
     }
+
+    /// The cross-entropy of the classes of a [`Head::Tokens`]' tokens `rows`, summed, without the
+    /// matrix of their logits where the last layer doesn't train. Another head's logits are scored
+    /// as they are.
+    ///
+    /// # Errors
+    /// When the states or classes don't fit.
+    pub fn cross_entropy(
+        &self,
+        hidden: &Value,
+        input: &Input,
+        (rows, classes): (&Arc<[usize]>, &Arc<[u32]>),
+        pass: &Pass,
+    ) -> Result<ScoredTargets> {
+        match self {
+            Self::Tokens(head) => {
+                let picked = ops::select_rows(hidden, rows)?;
+                head.cross_entropy(&picked, classes, &pass.for_rows(rows))
+            }
+            _ => ops::scored_cross_entropy(&self.logits(hidden, input, Some(rows), pass)?, classes),
+        }
+    }
 }
 
 impl TokenHead {
@@ -130,11 +152,33 @@ impl TokenHead {
     }
 
     fn forward(&self, x: &Value, pass: &Pass) -> Result<Value> {
+        self.linear.forward(&self.before_linear(x, pass)?, pass)
+    }
+
+    fn cross_entropy(&self, x: &Value, classes: &Arc<[u32]>, pass: &Pass) -> Result<ScoredTargets> {
+        let x = self.before_linear(x, pass)?;
+        if is_frozen(&self.linear, pass) {
+            let weight = self.linear.weight().weight();
+            let bias = self.linear.bias().map(|b| b.weight().to_f32()).transpose()?;
+            return ops::linear_cross_entropy(&x, &weight, bias.as_ref(), classes);
+        }
+        ops::scored_cross_entropy(&self.linear.forward(&x, pass)?, classes)
+    }
+
+    fn before_linear(&self, x: &Value, pass: &Pass) -> Result<Value> {
         let x = self.scale.map_or(Ok(x.clone()), |scale| ops::scale(x, scale))?;
         let x = self.transform.as_ref().map_or(Ok(x.clone()), |t| t.forward(&x, pass))?;
-        let x = self.dropout.map_or(Ok(x.clone()), |d| d.forward(&x, pass))?;
-        self.linear.forward(&x, pass)
+        self.dropout.map_or(Ok(x.clone()), |d| d.forward(&x, pass))
     }
+}
+
+/// Whether a layer is its base tensors alone in this pass.
+fn is_frozen(linear: &Linear, pass: &Pass) -> bool {
+    let has_copy = |name: &str| {
+        let bias = linear.bias().is_some_and(|b| b.copy_of(name).is_some());
+        bias || linear.weight().copy_of(name).is_some()
+    };
+    pass.adapters().iter().all(|name| linear.adapter(name).is_none() && !has_copy(name))
 }
 
 impl SequenceHead {

@@ -32,4 +32,4 @@ pub use loader::{Loader, Order};
 pub use prepare::{Rows, rows};
 pub use run_state::{OPTIMIZER, RUN_STATE, RunState};
 pub use setup::Setup;
-pub use trainer::{Observer, StepReport, Summary, Trainer};
+pub use trainer::{Observer, STEP, StepReport, Summary, Trainer};

@@ -11,6 +11,8 @@ pub struct Loader {
     /// Samples that are always run together, by index.
     units: Vec<Vec<usize>>,
     order: Order,
+    /// The epoch that was asked for last, and its order of units.
+    drawn: Option<(u64, Vec<usize>)>,
 }
 
 /// How units become batches and steps.
@@ -34,7 +36,7 @@ impl Loader {
     /// # Errors
     /// When nothing is left to load.
     pub fn new(units: Vec<Vec<usize>>, order: Order) -> Result<Self> {
-        let loader = Self { units, order };
+        let loader = Self { units, order, drawn: None };
         match loader.batches_per_epoch() {
             0 => Err(Error::Setup(format!(
                 "{} rows make no batch of {}; lower `per_device_train_batch_size` or turn \
@@ -48,7 +50,7 @@ impl Loader {
 
     /// A loader of nothing, for a run that only evaluates.
     pub fn idle(order: Order) -> Self {
-        Self { units: Vec::new(), order }
+        Self { units: Vec::new(), order, drawn: None }
     }
 
     fn batches_per_epoch(&self) -> usize {
@@ -69,20 +71,29 @@ impl Loader {
     }
 
     /// The micro-batches of a step (counted from 0), each a list of samples.
-    pub fn step(&self, step: u64) -> Vec<Vec<usize>> {
+    pub fn step(&mut self, step: u64) -> Vec<Vec<usize>> {
         let (epoch, within) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
-        let order = match self.order.shuffle {
-            true => permutation(self.units.len(), self.order.seed, epoch),
-            false => (0..self.units.len()).collect(),
-        };
         let first = within as usize * self.order.accumulation;
         let last = (first + self.order.accumulation).min(self.batches_per_epoch());
+        let drawn = match self.drawn.take() {
+            Some((of, order)) if of == epoch => order,
+            _ => self.draw(epoch),
+        };
+        let (_, order) = self.drawn.insert((epoch, drawn));
         let batch = |number: usize| {
             let units = order.iter().skip(number * self.order.batch_size);
             let units = units.take(self.order.batch_size);
             units.filter_map(|&u| self.units.get(u)).flatten().copied().collect()
         };
         (first..last).map(batch).collect()
+    }
+
+    /// The order of the units in an epoch.
+    fn draw(&self, epoch: u64) -> Vec<usize> {
+        match self.order.shuffle {
+            true => permutation(self.units.len(), self.order.seed, epoch),
+            false => (0..self.units.len()).collect(),
+        }
     }
 }
 
@@ -97,7 +108,7 @@ mod tests {
 
     #[test]
     fn an_epoch_sees_every_sample_once() {
-        let loader = loader(23, 4, 3, false);
+        let mut loader = loader(23, 4, 3, false);
         assert_eq!(loader.steps_per_epoch(), 2);
         for epoch in 0..3 {
             let steps = (0..2).flat_map(|s| loader.step(epoch * 2 + s));
@@ -106,15 +117,19 @@ mod tests {
             assert_eq!(seen, (0..23).collect::<Vec<_>>());
         }
         assert_ne!(loader.step(0), loader.step(2));
+        let fresh = |step| super::tests::loader(23, 4, 3, false).step(step);
+        for step in [3, 0, 5, 5, 2] {
+            assert_eq!(loader.step(step), fresh(step), "an order depends on earlier steps");
+        }
     }
 
     #[test]
     fn the_last_window_is_short_and_may_be_dropped() {
-        let sizes = |loader: &Loader, step| -> Vec<usize> {
+        let sizes = |mut loader: Loader, step| -> Vec<usize> {
             loader.step(step).iter().map(Vec::len).collect()
         };
-        assert_eq!(sizes(&loader(23, 4, 4, false), 1), [4, 3]);
-        assert_eq!(sizes(&loader(23, 4, 4, true), 1), [4]);
+        assert_eq!(sizes(loader(23, 4, 4, false), 1), [4, 3]);
+        assert_eq!(sizes(loader(23, 4, 4, true), 1), [4]);
         let order =
             Order { batch_size: 9, accumulation: 1, drop_last: true, shuffle: false, seed: 0 };
         assert!(Loader::new(vec![vec![0]], order).is_err());

@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use lowrank_autograd::Gradients;
+use lowrank_autograd::{Gradients, profile};
 use lowrank_data::Example;
 use lowrank_models::Task;
 use lowrank_peft::WEIGHTS_NAME;
@@ -88,6 +88,9 @@ pub struct Trainer<'a> {
 
 const FS: &RealFs = &RealFs;
 
+/// The name under which [`profile`] has the time of a step that belongs to no operation.
+pub const STEP: &str = "step";
+
 impl<'a> Trainer<'a> {
     /// A run at its beginning, or where its newest whole checkpoint left it. `stop` ends it after
     /// the step at hand, with a checkpoint.
@@ -164,6 +167,7 @@ impl<'a> Trainer<'a> {
 
     /// One update: forward and backward of every micro-batch, clipping, AdamW.
     fn step(&mut self) -> Result<StepReport> {
+        let _time = profile::scope(STEP);
         let number = self.state.step + 1;
         let samples = self.setup.loader.step(self.state.step);
         let batches = samples.iter().map(|s| self.batch(s)).collect::<Result<Vec<Batch>>>()?;
@@ -190,7 +194,10 @@ impl<'a> Trainer<'a> {
             self.gradients.scale(clip as f32)?;
         }
         let learning_rate = self.schedule.learning_rate(self.state.step);
-        self.optimizer.step(learning_rate, &self.gradients)?;
+        {
+            let _time = profile::scope("adamw");
+            self.optimizer.step(learning_rate, &self.gradients)?;
+        }
         let tokens = batches.iter().map(tokens_of).sum();
         self.state.step = number;
         self.state.tokens += tokens;

@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod bench;
 mod chat;
 mod generate;
 mod inspect;
@@ -15,6 +16,7 @@ pub(crate) use train::{Interrupted, now};
 /// What to do.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
+    Bench(bench::Bench),
     Chat(chat::Chat),
     Generate(generate::Generate),
     Inspect(inspect::Inspect),
@@ -31,6 +33,7 @@ impl Command {
     /// Does it.
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self {
+            Self::Bench(command) => command.run(),
             Self::Chat(command) => command.run(),
             Self::Generate(command) => command.run(),
             Self::Inspect(command) => command.run(),

@@ -2,6 +2,7 @@
 
 mod commands;
 mod generation;
+mod memory;
 mod model_source;
 mod progress;
 mod ui;
@@ -19,6 +20,10 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    memory::keep_freed();
+    // The main thread is one of the workers: what it starts it works on itself, and no thread is
+    // woken to take its place. This fails only where a pool exists already, which serves as well.
+    let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
     match Arguments::parse().command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,

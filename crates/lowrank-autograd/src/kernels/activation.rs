@@ -1,81 +1,287 @@
-//! Activation functions, one number at a time, and their derivatives.
+//! Activation functions and their derivatives, without branches, so that loops over them are
+//! vectorized.
 
-use rayon::prelude::*;
-
+use super::{
+    buffer::{PIECE, filled, filled_pair},
+    simd::{exp, sigmoid, vectorized},
+};
 use crate::ops::Activation;
 
-/// Elements that one task handles.
-const CHUNK: usize = 1 << 14;
+/// A function and its derivative, as a type: a loop over it is compiled for it alone.
+trait Curve {
+    fn of(x: f32) -> f32;
+    fn slope(x: f32) -> f32;
+}
 
-impl Activation {
-    /// The function.
-    pub(crate) fn of(self, x: f32) -> f32 {
-        match self {
-            // Not `max`, which would make 0 of a NaN.
-            Self::Relu => {
-                if x < 0.0 {
-                    0.0
-                } else {
-                    x
-                }
+/// Evaluates an expression with `$curve` standing for the type of an [`Activation`].
+macro_rules! with_curve {
+    ($f:expr, $curve:ident => $value:expr) => {
+        match $f {
+            Activation::Relu => with_curve!(@ Relu, $curve => $value),
+            Activation::Silu => with_curve!(@ Silu, $curve => $value),
+            Activation::Gelu => with_curve!(@ Gelu, $curve => $value),
+            Activation::GeluTanh => with_curve!(@ GeluTanh, $curve => $value),
+            Activation::QuickGelu => with_curve!(@ QuickGelu, $curve => $value),
+            Activation::Tanh => with_curve!(@ Tanh, $curve => $value),
+            Activation::Sigmoid => with_curve!(@ Sigmoid, $curve => $value),
+            Activation::Identity => with_curve!(@ Identity, $curve => $value),
+        }
+    };
+    (@ $name:ident, $curve:ident => $value:expr) => {{
+        type $curve = $name;
+        $value
+    }};
+}
+
+/// `f(x)`.
+pub(crate) fn activation(f: Activation, x: &[f32]) -> Vec<f32> {
+    vectorized! {
+        fn run[C: Curve](y: &mut [f32], x: &[f32], _curve: C) {
+            for (y, x) in y.iter_mut().zip(x) {
+                *y = C::of(*x);
             }
-            Self::Silu => x * sigmoid(x),
-            Self::Gelu => 0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)),
-            Self::GeluTanh => 0.5 * x * (1.0 + gelu_inner(x).tanh()),
-            Self::QuickGelu => x * sigmoid(1.702 * x),
-            Self::Tanh => x.tanh(),
-            Self::Sigmoid => sigmoid(x),
-            Self::Identity => x,
         }
     }
+    with_curve!(f, C => filled(x.len(), PIECE, |i, y| run(y, &x[i..i + y.len()], C {})))
+}
 
-    /// Its derivative.
-    pub(crate) fn slope(self, x: f32) -> f32 {
-        match self {
-            Self::Relu => f32::from(x > 0.0),
-            Self::Silu => swish_slope(x, 1.0),
-            Self::Gelu => {
-                let density = (-0.5 * x * x).exp() * 0.398_942_3; // 1/√(2π)
-                0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)) + x * density
+/// `dy·f'(x)`.
+pub(crate) fn activation_gradient(f: Activation, x: &[f32], dy: &[f32]) -> Vec<f32> {
+    vectorized! {
+        fn run[C: Curve](dx: &mut [f32], x: &[f32], dy: &[f32], _curve: C) {
+            for (dx, (x, dy)) in dx.iter_mut().zip(x.iter().zip(dy)) {
+                *dx = dy * C::slope(*x);
             }
-            Self::GeluTanh => {
-                let t = gelu_inner(x).tanh();
-                let inner_slope = GELU_SCALE * (1.0 + 3.0 * GELU_CUBIC * x * x);
-                // Where the first factor is 0, the other may be infinite.
-                let tail = 0.5 * x * (1.0 - t * t);
-                0.5 * (1.0 + t) + if tail == 0.0 { 0.0 } else { tail * inner_slope }
-            }
-            Self::QuickGelu => swish_slope(x, 1.702),
-            Self::Tanh => 1.0 - x.tanh().powi(2),
-            Self::Sigmoid => {
-                let s = sigmoid(x);
-                s * (1.0 - s)
-            }
-            Self::Identity => 1.0,
         }
+    }
+    with_curve!(f, C => filled(x.len(), PIECE, |i, dx| {
+        let range = i..i + dx.len();
+        run(dx, &x[range.clone()], &dy[range], C {});
+    }))
+}
+
+/// `f(g)·u`. It is the gradient with respect to `u` as well, if `u` is that of the result.
+pub(crate) fn gated(f: Activation, g: &[f32], u: &[f32]) -> Vec<f32> {
+    vectorized! {
+        fn run[C: Curve](y: &mut [f32], g: &[f32], u: &[f32], _curve: C) {
+            for (y, (g, u)) in y.iter_mut().zip(g.iter().zip(u)) {
+                *y = C::of(*g) * u;
+            }
+        }
+    }
+    with_curve!(f, C => filled(g.len(), PIECE, |i, y| {
+        let range = i..i + y.len();
+        run(y, &g[range.clone()], &u[range], C {});
+    }))
+}
+
+/// Gradient of [`gated`] with respect to `g`: `dy·u·f'(g)`.
+pub(crate) fn gate_gradient(f: Activation, g: &[f32], u: &[f32], dy: &[f32]) -> Vec<f32> {
+    vectorized! {
+        fn run[C: Curve](dg: &mut [f32], g: &[f32], u: &[f32], dy: &[f32], _curve: C) {
+            for ((dg, dy), (g, u)) in dg.iter_mut().zip(dy).zip(g.iter().zip(u)) {
+                *dg = dy * u * C::slope(*g);
+            }
+        }
+    }
+    with_curve!(f, C => filled(g.len(), PIECE, |i, dg| {
+        let range = i..i + dg.len();
+        run(dg, &g[range.clone()], &u[range.clone()], &dy[range], C {});
+    }))
+}
+
+/// Gradients of [`gated`] with respect to `g` and `u`, in one pass.
+pub(crate) fn gated_gradients(f: Activation, g: &[f32], u: &[f32], dy: &[f32]) -> [Vec<f32>; 2] {
+    vectorized! {
+        fn run[C: Curve](
+            dg: &mut [f32],
+            du: &mut [f32],
+            g: &[f32],
+            u: &[f32],
+            dy: &[f32],
+            _curve: C,
+        ) {
+            for (((dg, du), dy), (g, u)) in dg.iter_mut().zip(du).zip(dy).zip(g.iter().zip(u)) {
+                *dg = dy * u * C::slope(*g);
+                *du = C::of(*g) * dy;
+            }
+        }
+    }
+    with_curve!(f, C => filled_pair(g.len(), PIECE / 2, |i, dg, du| {
+        let range = i..i + dg.len();
+        run(dg, du, &g[range.clone()], &u[range.clone()], &dy[range], C {});
+    }))
+}
+
+struct Relu {}
+
+impl Curve for Relu {
+    #[inline(always)]
+    fn of(x: f32) -> f32 {
+        // Not `max`, which would make 0 of a NaN.
+        if x < 0.0 { 0.0 } else { x }
+    }
+
+    #[inline(always)]
+    fn slope(x: f32) -> f32 {
+        if x > 0.0 { 1.0 } else { 0.0 }
     }
 }
 
-const GELU_SCALE: f32 = 0.797_884_6; // √(2/π)
-const GELU_CUBIC: f32 = 0.044_715;
+/// `x·σ(x)`
+struct Silu {}
 
-fn gelu_inner(x: f32) -> f32 {
-    GELU_SCALE * (x + GELU_CUBIC * x * x * x)
+impl Curve for Silu {
+    #[inline(always)]
+    fn of(x: f32) -> f32 {
+        x * sigmoid(x)
+    }
+
+    #[inline(always)]
+    fn slope(x: f32) -> f32 {
+        swish_slope(x, 1.0)
+    }
 }
 
-fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
+/// `x·σ(1.702x)`
+struct QuickGelu {}
+
+impl Curve for QuickGelu {
+    #[inline(always)]
+    fn of(x: f32) -> f32 {
+        x * sigmoid(1.702 * x)
+    }
+
+    #[inline(always)]
+    fn slope(x: f32) -> f32 {
+        swish_slope(x, 1.702)
+    }
 }
 
 /// Derivative of `x·σ(βx)`.
+#[inline(always)]
 fn swish_slope(x: f32, beta: f32) -> f32 {
     let s = sigmoid(beta * x);
     s + x * (beta * s * (1.0 - s)) // `beta * x` could overflow
 }
 
+/// `x·Φ(x)`, `Φ(x) = (1 + erf(x/√2))/2`
+struct Gelu {}
+
+impl Curve for Gelu {
+    #[inline(always)]
+    fn of(x: f32) -> f32 {
+        0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
+    }
+
+    #[inline(always)]
+    fn slope(x: f32) -> f32 {
+        let density = exp(-0.5 * x * x) * 0.398_942_3; // 1/√(2π)
+        0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)) + x * density
+    }
+}
+
+/// `x·(1 + tanh(u))/2` with `u = √(2/π)·(x + 0.044715·x³)`; written as `x·σ(2u)`.
+struct GeluTanh {}
+
+impl GeluTanh {
+    const SCALE: f32 = 1.595_769; // 2·√(2/π)
+    const CUBIC: f32 = 0.044_715;
+
+    #[inline(always)]
+    fn gate(x: f32) -> f32 {
+        sigmoid(Self::SCALE * (x + Self::CUBIC * x * x * x))
+    }
+}
+
+impl Curve for GeluTanh {
+    #[inline(always)]
+    fn of(x: f32) -> f32 {
+        x * Self::gate(x)
+    }
+
+    #[inline(always)]
+    fn slope(x: f32) -> f32 {
+        let s = Self::gate(x);
+        let inner = Self::SCALE * (1.0 + 3.0 * Self::CUBIC * x * x);
+        // Where the first factor is 0, the other may be infinite.
+        let tail = x * (s * (1.0 - s));
+        s + if tail == 0.0 { 0.0 } else { tail * inner }
+    }
+}
+
+struct Tanh {}
+
+impl Curve for Tanh {
+    #[inline(always)]
+    fn of(x: f32) -> f32 {
+        tanh(x)
+    }
+
+    #[inline(always)]
+    fn slope(x: f32) -> f32 {
+        let t = tanh(x);
+        1.0 - t * t
+    }
+}
+
+/// `1/(1 + e⁻ˣ)`
+struct Sigmoid {}
+
+impl Curve for Sigmoid {
+    #[inline(always)]
+    fn of(x: f32) -> f32 {
+        sigmoid(x)
+    }
+
+    #[inline(always)]
+    fn slope(x: f32) -> f32 {
+        let s = sigmoid(x);
+        s * (1.0 - s)
+    }
+}
+
+struct Identity {}
+
+impl Curve for Identity {
+    #[inline(always)]
+    fn of(x: f32) -> f32 {
+        x
+    }
+
+    #[inline(always)]
+    fn slope(_: f32) -> f32 {
+        1.0
+    }
+}
+
+/// The value of a polynomial, its coefficients from the highest power down.
+#[inline(always)]
+fn polynomial<const N: usize>(coefficients: [f32; N], x: f32) -> f32 {
+    let mut sum = coefficients[0];
+    for c in &coefficients[1..] {
+        sum = sum * x + c;
+    }
+    sum
+}
+
+/// The hyperbolic tangent, to 3 units in the last place: near 0 an odd polynomial, by which small
+/// numbers keep their precision, beyond `1 - 2/(e²ˣ + 1)`.
+#[inline(always)]
+pub(crate) fn tanh(x: f32) -> f32 {
+    const TERMS: [f32; 5] =
+        [-5.704_988_7e-3, 2.063_909e-2, -5.373_971_5e-2, 1.333_144_2e-1, -3.333_328e-1];
+    let size = x.abs();
+    let far = 1.0 - 2.0 / (exp(2.0 * size) + 1.0);
+    let square = x * x;
+    let near = x + x * square * polynomial(TERMS, square);
+    if size < 0.625 { near } else { far.copysign(x) }
+}
+
 /// The error function: the quotient of an odd polynomial of degree 13 and an even one of degree
 /// 10, which is within f32 rounding of it up to 4, where it is 1. The coefficients are those of
-/// XLA's and Eigen's f32 kernels. Branchless, so that loops over it are vectorized.
+/// XLA's and Eigen's f32 kernels.
+#[inline(always)]
 fn erf(x: f32) -> f32 {
     const ODD: [f32; 7] = [
         -2.726_142_3e-10,
@@ -90,38 +296,7 @@ fn erf(x: f32) -> f32 {
         [-1.456_607_2e-5, -2.133_740_6e-4, -1.682_827e-3, -7.373_329e-3, -1.426_473_9e-2];
     let near = x.clamp(-4.0, 4.0);
     let square = near * near;
-    let polynomial = |c: &[f32]| c.iter().fold(0.0, |sum, c| sum * square + c);
-    let inner = near * polynomial(&ODD) / polynomial(&EVEN);
+    let inner = near * polynomial(ODD, square) / polynomial(EVEN, square);
     // Exactly 1 beyond, where a rounding error would be multiplied by a huge `x`.
-    if x.abs() > 4.0 { x.signum() } else { inner }
-}
-
-/// `f` of every element.
-pub(crate) fn map(x: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
-    if x.len() <= CHUNK {
-        return x.iter().map(|x| f(*x)).collect();
-    }
-    let mut y = vec![0.0; x.len()];
-    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
-        for (y, x) in y.iter_mut().zip(x) {
-            *y = f(*x);
-        }
-    });
-    y
-}
-
-/// `f` of every pair of elements.
-pub(crate) fn zip(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
-    if a.len() <= CHUNK {
-        return a.iter().zip(b).map(|(a, b)| f(*a, *b)).collect();
-    }
-    let mut y = vec![0.0; a.len()];
-    y.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK))).for_each(
-        |(y, (a, b))| {
-            for (y, (a, b)) in y.iter_mut().zip(a.iter().zip(b)) {
-                *y = f(*a, *b);
-            }
-        },
-    );
-    y
+    if x.abs() > 4.0 { 1.0f32.copysign(x) } else { inner }
 }

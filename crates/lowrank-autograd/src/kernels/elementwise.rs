@@ -1,11 +1,48 @@
 //! Sums, scalings and their like over whole tensors.
 
 use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Tensor};
+use rayon::prelude::*;
 
-use super::{F32, activation::zip};
+use super::{
+    F32,
+    buffer::{PIECE, filled, piece_rows},
+    simd::vectorized,
+};
 use crate::Result;
 
-/// `f` of every pair of elements of two f32 tensors of one shape.
+/// Partial sums that a sum over a row is made of, so that it can be vectorized.
+const LANES: usize = 32;
+/// Least number of rows that make a partial sum over rows: beside them it needs little memory.
+const ROWS: usize = 32;
+
+/// `f` of every element. `f` has to be simple, or the compiler may not vectorize it.
+pub(crate) fn map(x: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
+    vectorized! {
+        fn run[F: Fn(f32) -> f32](y: &mut [f32], x: &[f32], f: &F) {
+            for (y, x) in y.iter_mut().zip(x) {
+                *y = f(*x);
+            }
+        }
+    }
+    filled(x.len(), PIECE, |start, y| run(y, &x[start..start + y.len()], &f))
+}
+
+/// `f` of every pair of elements of two slices of one length; `f` as in [`map`].
+pub(crate) fn zip(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
+    vectorized! {
+        fn run[F: Fn(f32, f32) -> f32](y: &mut [f32], a: &[f32], b: &[f32], f: &F) {
+            for (y, (a, b)) in y.iter_mut().zip(a.iter().zip(b)) {
+                *y = f(*a, *b);
+            }
+        }
+    }
+    filled(a.len().min(b.len()), PIECE, |start, y| {
+        let range = start..start + y.len();
+        run(y, &a[range.clone()], &b[range], &f);
+    })
+}
+
+/// [`zip`] of two f32 tensors of one shape.
 pub(crate) fn combine(
     op: &'static str,
     a: &Tensor,
@@ -17,7 +54,13 @@ pub(crate) fn combine(
     super::tensor(zip(&F32::of(op, &x)?, &F32::of(op, &y)?, f), a.dims())
 }
 
-/// `a += b`, f32, both contiguous and of one shape.
+/// `factor·x` as a new tensor.
+pub(crate) fn scaled(op: &'static str, x: &Tensor, factor: f32) -> Result<Tensor> {
+    let data = x.contiguous()?;
+    super::tensor(map(&F32::of(op, &data)?, |v| v * factor), x.dims())
+}
+
+/// `a += b`, f32, both contiguous and of one shape; they must not share memory.
 pub(crate) fn add_assign(a: &Tensor, b: &Tensor) -> Result<()> {
     super::check_dims("add_assign", "the second operand", b, a.dims())?;
     Ok(a.inplace_op2(b, &AddAssign)?)
@@ -28,20 +71,113 @@ pub(crate) fn scale_assign(a: &Tensor, factor: f32) -> Result<()> {
     Ok(a.inplace_op1(&ScaleAssign(factor))?)
 }
 
-/// Sum of squares in f64, in the order of memory.
-pub(crate) fn sum_of_squares(a: &Tensor) -> Result<f64> {
-    Ok(F32::of("sum_of_squares", a)?.iter().map(|&v| f64::from(v).powi(2)).sum())
+/// Sum of `f` of all elements, in f64.
+#[inline(always)]
+pub(crate) fn lanes_sum(x: &[f32], f: impl Fn(f32) -> f64) -> f64 {
+    lanes_sums(x, x, |x, _| [f(x)])[0]
 }
 
-/// `out[j] += Σ_i rows[i, j]`.
-pub(crate) fn column_sums(rows: &[f32], columns: usize) -> Vec<f32> {
-    let mut sums = vec![0.0; columns];
-    for row in rows.chunks_exact(columns.max(1)) {
-        for (s, v) in sums.iter_mut().zip(row) {
-            *s += v;
+/// Sums of `f`'s numbers over all pairs of elements, in f64, in an order that vectors can keep.
+#[inline(always)]
+pub(crate) fn lanes_sums<const N: usize>(
+    x: &[f32],
+    y: &[f32],
+    f: impl Fn(f32, f32) -> [f64; N],
+) -> [f64; N] {
+    let mut sums = [[0.0; LANES]; N];
+    let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
+    for (x, y) in x.iter().zip(y) {
+        for lane in 0..LANES {
+            let terms = f(x[lane], y[lane]);
+            for (sums, term) in sums.iter_mut().zip(terms) {
+                sums[lane] += term;
+            }
         }
     }
-    sums
+    for (lane, (x, y)) in x_rest.iter().zip(y_rest).enumerate() {
+        for (sums, term) in sums.iter_mut().zip(f(*x, *y)) {
+            sums[lane] += term;
+        }
+    }
+    sums.map(|mut lanes| {
+        let mut width = LANES / 2;
+        while width > 0 {
+            let (low, high) = lanes.split_at_mut(width);
+            low.iter_mut().zip(high).for_each(|(l, h)| *l += *h);
+            width /= 2;
+        }
+        lanes[0]
+    })
+}
+
+/// Sum of all elements, in f64.
+pub(crate) fn sum(x: &[f32]) -> f64 {
+    vectorized! {
+        fn run(x: &[f32]) -> f64 {
+            lanes_sum(x, f64::from)
+        }
+    }
+    in_pieces(x, run)
+}
+
+/// Sum of squares of a contiguous tensor, in f64.
+pub(crate) fn sum_of_squares(a: &Tensor) -> Result<f64> {
+    vectorized! {
+        fn run(x: &[f32]) -> f64 {
+            lanes_sum(x, |v| f64::from(v) * f64::from(v))
+        }
+    }
+    Ok(in_pieces(&F32::of("sum_of_squares", a)?, run))
+}
+
+/// The sum, in their order, of what `f` makes of pieces of fixed length.
+fn in_pieces(x: &[f32], f: fn(&[f32]) -> f64) -> f64 {
+    if x.len() <= PIECE {
+        return f(x);
+    }
+    let parts: Vec<f64> = x.par_chunks(PIECE).map(f).collect();
+    parts.iter().sum()
+}
+
+/// `out[j] = Σ_i rows[i, j]`.
+pub(crate) fn column_sums(rows: &[f32], columns: usize) -> Vec<f32> {
+    vectorized! {
+        fn run(sums: &mut [f32], rows: &[f32]) {
+            for row in rows.chunks_exact(sums.len()) {
+                for (s, v) in sums.iter_mut().zip(row) {
+                    *s += v;
+                }
+            }
+        }
+    }
+    row_sums(rows.len(), columns, |start, end, sums| run(sums, &rows[start..end]))
+}
+
+/// Sums of rows: `add(start, end, sums)` adds rows `start/columns..end/columns` to `sums`
+/// `[columns]`, and the sums of fixed numbers of rows are then added up in their order.
+pub(crate) fn row_sums(
+    len: usize,
+    columns: usize,
+    add: impl Fn(usize, usize, &mut [f32]) + Sync,
+) -> Vec<f32> {
+    vectorized! {
+        fn add_up(sums: &mut [f32], parts: &[f32], start: usize, columns: usize) {
+            for part in parts.chunks_exact(columns) {
+                for (s, v) in sums.iter_mut().zip(&part[start..]) {
+                    *s += v;
+                }
+            }
+        }
+    }
+    let piece = (piece_rows(columns).max(ROWS) * columns).max(1);
+    let parts = filled(len.div_ceil(piece) * columns, columns, |start, sums| {
+        let first = start / columns * piece;
+        add(first, (first + piece).min(len), sums);
+    });
+    if parts.len() == columns {
+        return parts;
+    }
+    filled(columns, PIECE, |start, sums| add_up(sums, &parts, start, columns))
 }
 
 struct AddAssign;
@@ -58,10 +194,15 @@ impl InplaceOp2 for AddAssign {
         b: &CpuStorage,
         lb: &Layout,
     ) -> candle_core::Result<()> {
-        let b = slice(b.as_slice::<f32>()?, lb)?;
-        for (a, b) in slice_mut(a, la)?.iter_mut().zip(b) {
-            *a += b;
+        vectorized! {
+            fn run(a: &mut [f32], b: &[f32]) {
+                for (a, b) in a.iter_mut().zip(b) {
+                    *a += b;
+                }
+            }
         }
+        let (a, b) = (slice_mut(a, la)?, slice(b.as_slice::<f32>()?, lb)?);
+        a.par_chunks_mut(PIECE).zip(b.par_chunks(PIECE)).for_each(|(a, b)| run(a, b));
         Ok(())
     }
 }
@@ -74,7 +215,14 @@ impl InplaceOp1 for ScaleAssign {
     }
 
     fn cpu_fwd(&self, a: &mut CpuStorage, la: &Layout) -> candle_core::Result<()> {
-        slice_mut(a, la)?.iter_mut().for_each(|v| *v *= self.0);
+        vectorized! {
+            fn run(a: &mut [f32], factor: f32) {
+                for a in a {
+                    *a *= factor;
+                }
+            }
+        }
+        slice_mut(a, la)?.par_chunks_mut(PIECE).for_each(|a| run(a, self.0));
         Ok(())
     }
 }

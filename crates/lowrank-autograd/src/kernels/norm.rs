@@ -1,9 +1,11 @@
-//! Root-mean-square and layer normalization over rows.
+//! Root-mean-square and layer normalization over rows. Moments and means are summed in f64, which
+//! vectors do about as fast as memory delivers the rows.
 
-use rayon::prelude::*;
-
-/// Rows that one task handles: fixed, so that sums over rows have a fixed order.
-const ROWS: usize = 32;
+use super::{
+    buffer::{filled, piece_rows},
+    elementwise::{lanes_sum, lanes_sums, row_sums},
+    simd::vectorized,
+};
 
 /// Which mean is subtracted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,15 +16,33 @@ pub(crate) enum Center {
     Mean,
 }
 
-/// Mean (0 without centring) and `1/√(variance + eps)` of a row, accumulated in f64.
-fn moments(row: &[f32], eps: f64, center: Center) -> (f32, f32) {
-    let n = row.len() as f64;
-    let mean = match center {
-        Center::No => 0.0,
-        Center::Mean => row.iter().map(|&v| f64::from(v)).sum::<f64>() / n,
-    };
-    let variance = row.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n;
-    (mean as f32, (1.0 / (variance + eps).sqrt()) as f32)
+/// What turns the elements of a row into `n = (x - mean)/√(variance + eps)`.
+#[derive(Clone, Copy)]
+struct Moments {
+    /// The mean, and what its rounding to f32 left: beside a large offset it would be noticed.
+    mean: [f32; 2],
+    inverse: f32,
+}
+
+impl Moments {
+    /// In two passes, so that a large offset doesn't swallow the variance.
+    #[inline(always)]
+    fn of(row: &[f32], eps: f64, center: Center) -> Self {
+        let n = row.len() as f64;
+        let mean = match center {
+            Center::No => 0.0,
+            Center::Mean => lanes_sum(row, f64::from) / n,
+        };
+        let square = |v: f32| (f64::from(v) - mean) * (f64::from(v) - mean);
+        let inverse = 1.0 / (lanes_sum(row, square) / n + eps).sqrt();
+        let high = mean as f32;
+        Self { mean: [high, (mean - f64::from(high)) as f32], inverse: inverse as f32 }
+    }
+
+    #[inline(always)]
+    fn normalize(self, x: f32) -> f32 {
+        ((x - self.mean[0]) - self.mean[1]) * self.inverse
+    }
 }
 
 /// `(x - mean)·inverse·weight + bias` for each row of `columns` elements.
@@ -34,21 +54,29 @@ pub(crate) fn forward(
     eps: f64,
     center: Center,
 ) -> Vec<f32> {
-    let columns = columns.max(1); // a slice can't be cut into empty rows
-    let mut y = vec![0.0; x.len()];
-    let rows = y.par_chunks_mut(columns * ROWS).zip(x.par_chunks(columns * ROWS));
-    rows.for_each(|(y, x)| {
-        for (y, x) in y.chunks_exact_mut(columns).zip(x.chunks_exact(columns)) {
-            let (mean, inverse) = moments(x, eps, center);
-            for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
-                *y = (x - mean) * inverse * w;
-            }
-            for (y, b) in y.iter_mut().zip(bias.into_iter().flatten()) {
-                *y += b;
+    vectorized! {
+        fn run(y: &mut [f32], x: &[f32], w: &[f32], b: Option<&[f32]>, eps: f64, center: Center) {
+            let rows = y.chunks_exact_mut(w.len()).zip(x.chunks_exact(w.len()));
+            for (y, x) in rows {
+                let moments = Moments::of(x, eps, center);
+                match b {
+                    None => {
+                        for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+                            *y = moments.normalize(*x) * w;
+                        }
+                    }
+                    Some(b) => {
+                        for (((y, x), w), b) in y.iter_mut().zip(x).zip(w).zip(b) {
+                            *y = moments.normalize(*x) * w + b;
+                        }
+                    }
+                }
             }
         }
-    });
-    y
+    }
+    filled(x.len(), piece_rows(columns) * columns, |start, y| {
+        run(y, &x[start..start + y.len()], weight, bias, eps, center);
+    })
 }
 
 /// Gradient with respect to the input. With `n = (x - mean)·inverse` and `g = dy·weight`:
@@ -61,28 +89,33 @@ pub(crate) fn input_gradient(
     eps: f64,
     center: Center,
 ) -> Vec<f32> {
-    let columns = columns.max(1);
-    let mut dx = vec![0.0; x.len()];
-    let inputs = x.par_chunks(columns * ROWS).zip(dy.par_chunks(columns * ROWS));
-    dx.par_chunks_mut(columns * ROWS).zip(inputs).for_each(|(dx, (x, dy))| {
-        let rows = x.chunks_exact(columns).zip(dy.chunks_exact(columns));
-        for (dx, (x, dy)) in dx.chunks_exact_mut(columns).zip(rows) {
-            let (mean, inverse) = moments(x, eps, center);
-            let (mut sum, mut dot) = (0.0, 0.0);
-            for ((dy, w), x) in dy.iter().zip(weight).zip(x) {
-                let g = f64::from(dy * w);
-                sum += g;
-                dot += g * f64::from((x - mean) * inverse);
-            }
-            let n = columns as f64;
-            let g_mean = if center == Center::Mean { (sum / n) as f32 } else { 0.0 };
-            let dot_mean = (dot / n) as f32;
-            for (((dx, dy), w), x) in dx.iter_mut().zip(dy).zip(weight).zip(x) {
-                *dx = inverse * (dy * w - g_mean - (x - mean) * inverse * dot_mean);
+    vectorized! {
+        fn run(dx: &mut [f32], dy: &[f32], x: &[f32], w: &[f32], eps: f64, center: Center) {
+            let n = w.len() as f64;
+            let rows = x.chunks_exact(w.len()).zip(dy.chunks_exact(w.len()));
+            for (dx, (x, dy)) in dx.chunks_exact_mut(w.len()).zip(rows) {
+                let moments = Moments::of(x, eps, center);
+                // `g` waits where the result will stand.
+                for ((g, dy), w) in dx.iter_mut().zip(dy).zip(w) {
+                    *g = dy * w;
+                }
+                let [sum, dot] = lanes_sums(dx, x, |g, x| {
+                    let g = f64::from(g);
+                    [g, g * f64::from(moments.normalize(x))]
+                });
+                let g_mean = if center == Center::Mean { (sum / n) as f32 } else { 0.0 };
+                let dot_mean = (dot / n) as f32;
+                for (dx, x) in dx.iter_mut().zip(x) {
+                    let n = moments.normalize(*x);
+                    *dx = moments.inverse * (*dx - g_mean - n * dot_mean);
+                }
             }
         }
-    });
-    dx
+    }
+    filled(x.len(), piece_rows(columns) * columns, |start, dx| {
+        let range = start..start + dx.len();
+        run(dx, &dy[range.clone()], &x[range], weight, eps, center);
+    })
 }
 
 /// Gradient with respect to the weight: `Σ dy·(x - mean)·inverse` over the rows.
@@ -93,12 +126,17 @@ pub(crate) fn weight_gradient(
     eps: f64,
     center: Center,
 ) -> Vec<f32> {
-    let mut dw = vec![0.0; columns];
-    for (x, dy) in x.chunks_exact(columns.max(1)).zip(dy.chunks_exact(columns.max(1))) {
-        let (mean, inverse) = moments(x, eps, center);
-        for ((dw, dy), x) in dw.iter_mut().zip(dy).zip(x) {
-            *dw += dy * (x - mean) * inverse;
+    vectorized! {
+        fn run(dw: &mut [f32], dy: &[f32], x: &[f32], eps: f64, center: Center) {
+            for (x, dy) in x.chunks_exact(dw.len()).zip(dy.chunks_exact(dw.len())) {
+                let moments = Moments::of(x, eps, center);
+                for ((dw, dy), x) in dw.iter_mut().zip(dy).zip(x) {
+                    *dw += dy * moments.normalize(*x);
+                }
+            }
         }
     }
-    dw
+    row_sums(x.len(), columns, |start, end, dw| {
+        run(dw, &dy[start..end], &x[start..end], eps, center);
+    })
 }

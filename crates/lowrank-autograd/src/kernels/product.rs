@@ -1,12 +1,26 @@
-//! Matrix products in f32 with weights of any float dtype, through the `gemm` crate.
-
-use half::slice::HalfFloatSliceExt;
-use rayon::prelude::*;
+//! Matrix products in f32, with weights of any float dtype. A product goes one of three ways:
+//! over packed panels (`blocked`), by inner products with few rows (`dots`), or through the
+//! `gemm` crate where this file has no kernels for the machine (`fallback`).
 
 use crate::{
     Result, Weight,
     weight::{Elements, Matrix},
 };
+
+#[cfg(target_arch = "x86_64")]
+mod blocked;
+mod dots;
+mod engine;
+mod fallback;
+mod pack;
+#[cfg(target_arch = "x86_64")]
+mod scratch;
+#[cfg(test)]
+mod tests;
+#[cfg(target_arch = "x86_64")]
+mod tile;
+
+use engine::Engine;
 
 /// An f32 matrix in memory: elements and strides.
 #[derive(Clone, Copy)]
@@ -47,6 +61,17 @@ impl<'a> View<'a> {
             ..self
         }
     }
+
+    /// The matrix by its rows.
+    fn by_rows(self) -> Factor<'a> {
+        Factor {
+            elements: Elements::F32(self.data),
+            lines: self.rows,
+            inner: self.columns,
+            line_stride: self.row_stride,
+            step_stride: self.column_stride,
+        }
+    }
 }
 
 /// Elements from the first to just past the last one of a strided matrix.
@@ -55,6 +80,45 @@ fn reach(rows: usize, columns: usize, row_stride: usize, column_stride: usize) -
         return 0;
     }
     (rows - 1) * row_stride + (columns - 1) * column_stride + 1
+}
+
+/// A factor of a product by its lines along the inner dimension: rows of the left one, columns of
+/// the right one.
+#[derive(Clone, Copy)]
+struct Factor<'a> {
+    elements: Elements<'a>,
+    lines: usize,
+    inner: usize,
+    line_stride: usize,
+    step_stride: usize,
+}
+
+impl<'a> Factor<'a> {
+    /// The rows of `m`, which reads `elements`.
+    fn rows(elements: Elements<'a>, m: Matrix) -> Self {
+        let reach = reach(m.rows, m.columns, m.row_stride, m.column_stride);
+        assert!(reach <= elements.len(), "weight of {reach} elements over {}", elements.len());
+        Self {
+            elements,
+            lines: m.rows,
+            inner: m.columns,
+            line_stride: m.row_stride,
+            step_stride: m.column_stride,
+        }
+    }
+
+    /// One element of an f32 factor.
+    fn element(&self, line: usize, step: usize) -> f32 {
+        let at = line * self.line_stride + step * self.step_stride;
+        match self.elements {
+            Elements::F32(data) => data.get(at).copied().unwrap_or_default(),
+            _ => 0.0,
+        }
+    }
+
+    fn is_bf16(&self) -> bool {
+        matches!(self.elements, Elements::Bf16(_))
+    }
 }
 
 /// Where a product goes: a row-major block with a row stride.
@@ -71,7 +135,7 @@ impl<'a> Target<'a> {
 
 /// `target = keep·target + scale·a·b`; `keep` is 0 or 1 (with 0 the target isn't read).
 pub(crate) fn product(target: &mut Target<'_>, keep: bool, scale: f32, a: View<'_>, b: View<'_>) {
-    multiply(target, keep, scale, a, b, gemm::Parallelism::None);
+    multiply(target, keep, scale, a, b, false);
 }
 
 /// [`product`] on all threads.
@@ -82,63 +146,69 @@ pub(crate) fn product_parallel(
     a: View<'_>,
     b: View<'_>,
 ) {
-    multiply(target, keep, scale, a, b, gemm::Parallelism::Rayon(0));
+    multiply(target, keep, scale, a, b, true);
 }
 
-#[expect(unsafe_code, reason = "the `gemm` crate takes pointers")]
+#[expect(unsafe_code, reason = "products take the target as a pointer")]
 fn multiply(
     target: &mut Target<'_>,
     keep: bool,
     scale: f32,
     a: View<'_>,
     b: View<'_>,
-    parallelism: gemm::Parallelism,
+    parallel: bool,
 ) {
     assert_eq!(a.columns, b.rows, "inner dimensions");
-    let (m, n, k) = (a.rows, b.columns, a.columns);
+    let (m, n) = (a.rows, b.columns);
     assert!(reach(m, n, target.row_stride, 1) <= target.data.len(), "target too small");
     assert!(n <= target.row_stride || m <= 1, "target rows overlap");
-    if m == 0 || n == 0 {
-        return;
-    }
-    // SAFETY: `View::strided` and the assertions above keep every element that the strides reach
-    // inside its slice; the target is borrowed mutably and its rows don't overlap.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            target.data.as_mut_ptr(),
-            1,
-            target.row_stride as isize,
-            keep,
-            a.data.as_ptr(),
-            a.column_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.column_stride as isize,
-            b.row_stride as isize,
-            if keep { 1.0 } else { 0.0 },
-            scale,
-            false,
-            false,
-            false,
-            parallelism,
-        );
-    }
+    let (a, b) = (a.by_rows(), b.t().by_rows());
+    let job = Job { a, b, scale, add: keep, bias: None, tails: &[], parallel };
+    // SAFETY: the assertions above keep every row inside the target, which is borrowed mutably.
+    unsafe { job.run_into(target.data.as_mut_ptr(), target.row_stride) };
 }
 
-/// Elements of a weight that are widened at a time: a panel that stays in the second-level cache.
-const PANEL: usize = 1 << 18;
+/// What is added to the product of a linear layer, beside its bias: `left·rightᵀ` of f32 matrices
+/// with few columns, as adapters have them.
+#[derive(Clone, Copy)]
+pub(crate) struct Term<'a> {
+    /// `[n, r]`
+    pub(crate) left: View<'a>,
+    /// `[out, r]` in the forward pass, `[in, r]` in the backward one.
+    pub(crate) right: View<'a>,
+}
 
 /// `x·Wᵀ` for `x` `[n, in]` and `w` `[out, in]`: `[n, out]`.
 pub(crate) fn linear(x: &[f32], n: usize, w: &Weight) -> Result<Vec<f32>> {
-    let matrix = w.matrix("linear")?;
-    by_weight(x, n, w, matrix)
+    linear_with(x, n, w, None, &[])
 }
 
 /// `dy·W` for `dy` `[n, out]` and `w` `[out, in]`: `[n, in]`.
 pub(crate) fn linear_input_gradient(dy: &[f32], n: usize, w: &Weight) -> Result<Vec<f32>> {
+    linear_input_gradient_with(dy, n, w, &[])
+}
+
+/// `x·Wᵀ + bias + Σ terms`, as [`linear`].
+///
+/// bf16 weights are multiplied as bf16, `x` rounded to it, where the machine is fast at that;
+/// sums are f32 in any case.
+pub(crate) fn linear_with(
+    x: &[f32],
+    n: usize,
+    w: &Weight,
+    bias: Option<&[f32]>,
+    terms: &[Term<'_>],
+) -> Result<Vec<f32>> {
+    by_weight(x, n, w, w.matrix("linear")?, bias, terms)
+}
+
+/// `dy·W + Σ terms`, as [`linear_input_gradient`].
+pub(crate) fn linear_input_gradient_with(
+    dy: &[f32],
+    n: usize,
+    w: &Weight,
+    terms: &[Term<'_>],
+) -> Result<Vec<f32>> {
     let m = w.matrix("linear")?;
     let transposed = Matrix {
         rows: m.columns,
@@ -146,73 +216,113 @@ pub(crate) fn linear_input_gradient(dy: &[f32], n: usize, w: &Weight) -> Result<
         row_stride: m.column_stride,
         column_stride: m.row_stride,
     };
-    by_weight(dy, n, w, transposed)
+    by_weight(dy, n, w, transposed, None, terms)
 }
 
 /// `x·Mᵀ` with `m` reading the weight's memory.
-fn by_weight(x: &[f32], n: usize, w: &Weight, m: Matrix) -> Result<Vec<f32>> {
-    let mut y = vec![0.0; n * m.rows];
+#[expect(unsafe_code, reason = "the result isn't written before the product does")]
+fn by_weight(
+    x: &[f32],
+    n: usize,
+    w: &Weight,
+    m: Matrix,
+    bias: Option<&[f32]>,
+    terms: &[Term<'_>],
+) -> Result<Vec<f32>> {
     let x = View::new(x, n, m.columns);
-    w.with_elements(|elements| match elements {
-        Elements::F32(w) => {
-            let w = View::strided(w, m.rows, m.columns, m.row_stride, m.column_stride);
-            product_parallel(&mut Target::new(&mut y, m.rows), false, 1.0, x, w.t());
+    assert!(bias.is_none_or(|bias| bias.len() == m.rows), "one bias for each row of the weight");
+    let tails: Vec<_> = terms.iter().map(|t| (t.left.by_rows(), t.right.by_rows())).collect();
+    let fit = |(left, right): &(Factor<'_>, Factor<'_>)| {
+        left.lines == n && right.lines == m.rows && left.inner == right.inner
+    };
+    assert!(tails.iter().all(fit), "terms fit the product");
+    w.with_elements(|elements| {
+        let mut y = Vec::with_capacity(n * m.rows);
+        let b = Factor::rows(elements, m);
+        let (a, tails) = (x.by_rows(), tails.as_slice());
+        let job = Job { a, b, scale: 1.0, add: false, bias, tails, parallel: true };
+        // SAFETY: the capacity holds every row, and the product writes every element.
+        unsafe {
+            job.run_into(y.as_mut_ptr(), m.rows);
+            y.set_len(n * m.rows);
         }
-        Elements::Bf16(w) => widened(x, &mut y, m, w),
-        Elements::F16(w) => widened(x, &mut y, m, w),
-    })?;
-    Ok(y)
+        y
+    })
 }
 
-/// The product over panels of rows of `m`, each widened to f32 by the thread that multiplies it.
-fn widened<T>(x: View<'_>, y: &mut [f32], m: Matrix, w: &[T])
-where
-    T: Sync,
-    [T]: HalfFloatSliceExt,
-{
-    let rows = (PANEL / m.columns.max(1)).clamp(1, m.rows.max(1));
-    let panels: Vec<(usize, usize)> =
-        (0..m.rows).step_by(rows).map(|first| (first, rows.min(m.rows - first))).collect();
-    let parts: Vec<Vec<f32>> = panels
-        .par_iter()
-        .map(|&(first, rows)| {
-            let panel = widen(w, m, first, rows);
-            // The panel lies as memory does: by rows of `m`, or by its columns.
-            let w = match m.column_stride {
-                1 => View::new(&panel, rows, m.columns).t(),
-                _ => View::new(&panel, m.columns, rows),
-            };
-            let mut part = vec![0.0; x.rows * rows];
-            product(&mut Target::new(&mut part, rows), false, 1.0, x, w);
-            part
-        })
-        .collect();
-    y.par_chunks_exact_mut(m.rows.max(1)).enumerate().for_each(|(i, y)| {
-        for (&(first, rows), part) in panels.iter().zip(&parts) {
-            if let (Some(to), Some(from)) =
-                (y.get_mut(first..first + rows), part.get(i * rows..(i + 1) * rows))
-            {
-                to.copy_from_slice(from);
+/// `to = [to +] scale·a·bᵀ + bias + Σ tails`, all factors by lines of their inner dimension.
+#[derive(Clone, Copy)]
+struct Job<'a> {
+    a: Factor<'a>,
+    b: Factor<'a>,
+    scale: f32,
+    /// Whether the target is added to; otherwise it isn't read.
+    add: bool,
+    /// One number for each line of `b`.
+    bias: Option<&'a [f32]>,
+    /// Further products of f32 that are added, of small inner dimensions.
+    tails: &'a [(Factor<'a>, Factor<'a>)],
+    parallel: bool,
+}
+
+/// The target's memory, for tasks that write disjoint parts of it.
+#[derive(Clone, Copy)]
+struct Shared(*mut f32);
+
+#[expect(unsafe_code, reason = "tasks write disjoint parts of one target")]
+// SAFETY: every task writes elements of its own.
+unsafe impl Send for Shared {}
+#[expect(unsafe_code, reason = "tasks write disjoint parts of one target")]
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    fn at(self, offset: usize) -> *mut f32 {
+        self.0.wrapping_add(offset)
+    }
+}
+
+impl Job<'_> {
+    /// Multiplies on the way that suits the shape and the machine.
+    ///
+    /// # Safety
+    /// `to` is writable for all rows, which lie `row_stride` apart and don't overlap.
+    #[expect(unsafe_code, reason = "the target is a pointer, since it may not be initialized yet")]
+    unsafe fn run_into(&self, to: *mut f32, row_stride: usize) {
+        if self.a.lines == 0 || self.b.lines == 0 {
+            return;
+        }
+        let target = Shared(to);
+        let put = |row: usize, column: usize, product: f32| {
+            let value = product + self.beside(row, column);
+            let to = target.at(row * row_stride + column);
+            // SAFETY: the caller's promise; each element is put by one task.
+            unsafe { *to = if self.add { *to + value } else { value } };
+        };
+        if dots::fits(&self.a, &self.b) {
+            return dots::dots(&self.a, &self.b, self.scale, self.parallel, |b, a, v| put(a, b, v));
+        }
+        if dots::fits(&self.b, &self.a) && self.tails.is_empty() {
+            return dots::dots(&self.b, &self.a, self.scale, self.parallel, put);
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            match Engine::best() {
+                #[cfg(target_arch = "x86_64")]
+                engine @ (Engine::Avx2 | Engine::Avx512 | Engine::Avx512Bf16) => {
+                    self.run_packed(engine, to, row_stride);
+                }
+                _ => self.run_anywhere(to, row_stride),
             }
         }
-    });
-}
-
-/// Rows `first..first + rows` of `m` as f32, in runs that are contiguous in memory.
-fn widen<T>(w: &[T], m: Matrix, first: usize, rows: usize) -> Vec<f32>
-where
-    [T]: HalfFloatSliceExt,
-{
-    let mut panel = vec![0.0; rows * m.columns];
-    let (run, start, stride) = match m.column_stride {
-        1 => (m.columns, first * m.row_stride, m.row_stride),
-        _ => (rows, first, m.column_stride),
-    };
-    for (i, to) in panel.chunks_exact_mut(run.max(1)).enumerate() {
-        let from = start + i * stride;
-        if let Some(from) = w.get(from..from + run) {
-            from.convert_to_f32_slice(to);
-        }
     }
-    panel
+
+    /// What is added to one element of the product: bias and tails.
+    fn beside(&self, row: usize, column: usize) -> f32 {
+        let bias = self.bias.and_then(|bias| bias.get(column)).copied().unwrap_or_default();
+        let dot = |(left, right): &(Factor<'_>, Factor<'_>)| -> f32 {
+            (0..left.inner).map(|i| left.element(row, i) * right.element(column, i)).sum()
+        };
+        bias + self.tails.iter().map(dot).sum::<f32>()
+    }
 }

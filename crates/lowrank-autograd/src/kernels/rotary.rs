@@ -1,13 +1,15 @@
 //! Rotary position embedding over packed heads.
 
-use rayon::prelude::*;
-
+use super::{
+    buffer::{filled, piece_rows},
+    simd::vectorized,
+};
 use crate::ops::RotaryStyle;
 
 /// Rotates the first `2·half` elements of every head of every row by the row's angles.
 ///
-/// `x` is `[n, heads·dim]`, `cos` and `sin` are `[n, half]`; `direction` is 1 for the rotation and
-/// -1 for its inverse, which is its gradient as well.
+/// `x` is `[n, heads·dim]`, `cos` and `sin` are `[n, half]`, `2·half` at most `dim`; `direction` is
+/// 1 for the rotation and -1 for its inverse, which is its gradient as well.
 pub(crate) fn rotate(
     x: &[f32],
     heads: usize,
@@ -17,25 +19,61 @@ pub(crate) fn rotate(
     style: RotaryStyle,
     direction: f32,
 ) -> Vec<f32> {
-    let mut y = x.to_vec();
-    if y.is_empty() {
-        return y;
-    }
-    let angles = cos.par_chunks(half.max(1)).zip(sin.par_chunks(half.max(1)));
-    y.par_chunks_mut(heads * dim).zip(angles).for_each(|(row, (cos, sin))| {
-        for head in row.chunks_exact_mut(dim) {
-            for (i, (cos, sin)) in cos.iter().zip(sin).enumerate() {
-                let (first, second) = match style {
-                    RotaryStyle::Halves => (i, i + half),
-                    RotaryStyle::Pairs => (2 * i, 2 * i + 1),
-                };
-                if let (Some(&a), Some(&b)) = (head.get(first), head.get(second)) {
-                    let sin = sin * direction;
-                    head[first] = a * cos - b * sin;
-                    head[second] = b * cos + a * sin;
-                }
+    let (width, rows) = (heads * dim, piece_rows(heads * dim));
+    filled(x.len(), rows * width, |start, y| {
+        let x = &x[start..start + y.len()];
+        let first = start / width;
+        for (i, (y, x)) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).enumerate() {
+            let angles = (first + i) * half..(first + i + 1) * half;
+            let (cos, sin) = (&cos[angles.clone()], &sin[angles]);
+            match style {
+                RotaryStyle::Halves => halves(y, x, dim, cos, sin, direction),
+                RotaryStyle::Pairs => pairs(y, x, dim, cos, sin, direction),
             }
         }
-    });
-    y
+    })
+}
+
+vectorized! {
+    fn halves(y: &mut [f32], x: &[f32], dim: usize, cos: &[f32], sin: &[f32], direction: f32) {
+        let half = cos.len();
+        for (y, x) in y.chunks_exact_mut(dim).zip(x.chunks_exact(dim)) {
+            let ((y, y_rest), (x, x_rest)) = (y.split_at_mut(2 * half), x.split_at(2 * half));
+            turn(y.split_at_mut(half), x.split_at(half), cos, sin, direction);
+            y_rest.copy_from_slice(x_rest);
+        }
+    }
+}
+
+#[inline(always)]
+fn turn(
+    (y0, y1): (&mut [f32], &mut [f32]),
+    (x0, x1): (&[f32], &[f32]),
+    cos: &[f32],
+    sin: &[f32],
+    direction: f32,
+) {
+    let angles = cos.iter().zip(sin);
+    for (((y0, y1), (x0, x1)), (cos, sin)) in
+        y0.iter_mut().zip(y1).zip(x0.iter().zip(x1)).zip(angles)
+    {
+        let sin = sin * direction;
+        *y0 = x0 * cos - x1 * sin;
+        *y1 = x1 * cos + x0 * sin;
+    }
+}
+
+vectorized! {
+    fn pairs(y: &mut [f32], x: &[f32], dim: usize, cos: &[f32], sin: &[f32], direction: f32) {
+        for (y, x) in y.chunks_exact_mut(dim).zip(x.chunks_exact(dim)) {
+            let ((y, y_rest), (x, x_rest)) =
+                (y.split_at_mut(2 * cos.len()), x.split_at(2 * cos.len()));
+            let pairs = y.as_chunks_mut::<2>().0.iter_mut().zip(x.as_chunks::<2>().0);
+            for ((y, [a, b]), (cos, sin)) in pairs.zip(cos.iter().zip(sin)) {
+                let sin = sin * direction;
+                *y = [a * cos - b * sin, b * cos + a * sin];
+            }
+            y_rest.copy_from_slice(x_rest);
+        }
+    }
 }

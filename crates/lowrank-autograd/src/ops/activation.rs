@@ -5,11 +5,8 @@ use candle_core::Tensor;
 
 use crate::{
     Result, Value,
-    kernels::{
-        F32,
-        activation::{map, zip},
-        check_dims, tensor,
-    },
+    kernels::{F32, activation as kernel, check_dims, tensor},
+    profile,
 };
 
 /// An activation function, under the names of transformers' `ACT2FN`.
@@ -55,13 +52,14 @@ impl Activation {
 /// # Errors
 /// When `x` isn't f32.
 pub fn activation(x: &Value, f: Activation) -> Result<Value> {
+    let _time = profile::scope("activation");
+    const OP: &str = "activation";
     let x_data = x.data().contiguous()?;
-    let y = tensor(map(&F32::of("activation", &x_data)?, |v| f.of(v)), x.dims())?;
-    Ok(Value::record("activation", y, [x], |_| {
+    let y = tensor(kernel::activation(f, &F32::of(OP, &x_data)?), x.dims())?;
+    Ok(Value::record(OP, y, [x], |_| {
         move |dy: Tensor| {
             let dy = dy.contiguous()?;
-            let (x, d) = (F32::of("activation", &x_data)?, F32::of("activation", &dy)?);
-            let dx = zip(&x, &d, |x, d| d * f.slope(x));
+            let dx = kernel::activation_gradient(f, &F32::of(OP, &x_data)?, &F32::of(OP, &dy)?);
             Ok([Some(tensor(dx, x_data.dims())?)])
         }
     }))
@@ -72,23 +70,26 @@ pub fn activation(x: &Value, f: Activation) -> Result<Value> {
 /// # Errors
 /// When the shapes differ or an operand isn't f32.
 pub fn gated(gate: &Value, up: &Value, f: Activation) -> Result<Value> {
-    check_dims("gated", "the second operand", up.data(), gate.dims())?;
+    let _time = profile::scope("gated");
+    const OP: &str = "gated";
+    check_dims(OP, "the second operand", up.data(), gate.dims())?;
     let (g_data, u_data) = (gate.data().contiguous()?, up.data().contiguous()?);
-    let y = zip(&F32::of("gated", &g_data)?, &F32::of("gated", &u_data)?, |g, u| f.of(g) * u);
-    Ok(Value::record("gated", tensor(y, gate.dims())?, [gate, up], |[need_g, need_u]| {
+    let y = kernel::gated(f, &F32::of(OP, &g_data)?, &F32::of(OP, &u_data)?);
+    Ok(Value::record(OP, tensor(y, gate.dims())?, [gate, up], |[need_g, need_u]| {
         let u_data = need_g.then_some(u_data); // only the gate's gradient reads it
         move |dy: Tensor| {
             let dy = dy.contiguous()?;
-            let (g, d) = (F32::of("gated", &g_data)?, F32::of("gated", &dy)?);
-            let dg = match &u_data {
-                Some(u) => {
-                    let through = zip(&d, &F32::of("gated", u)?, |d, u| d * u);
-                    Some(tensor(zip(&through, &g, |t, g| t * f.slope(g)), dy.dims())?)
-                }
-                None => None,
+            let dims = g_data.dims();
+            let (g, dy) = (F32::of(OP, &g_data)?, F32::of(OP, &dy)?);
+            let Some(u) = &u_data else {
+                return Ok([None, Some(tensor(kernel::gated(f, &g, &dy), dims)?)]);
             };
-            let du = need_u.then(|| tensor(zip(&d, &g, |d, g| d * f.of(g)), dy.dims()));
-            Ok([dg, du.transpose()?])
+            let u = F32::of(OP, u)?;
+            if !need_u {
+                return Ok([Some(tensor(kernel::gate_gradient(f, &g, &u, &dy), dims)?), None]);
+            }
+            let [dg, du] = kernel::gated_gradients(f, &g, &u, &dy);
+            Ok([Some(tensor(dg, dims)?), Some(tensor(du, dims)?)])
         }
     }))
 }

@@ -4,7 +4,12 @@ use candle_core::Tensor;
 
 use crate::{
     Result, Value,
-    kernels::{F32, elementwise::combine, tensor},
+    kernels::{
+        F32,
+        elementwise::{combine, scaled, sum},
+        tensor,
+    },
+    profile,
 };
 
 /// `a + b`, of one shape.
@@ -12,6 +17,7 @@ use crate::{
 /// # Errors
 /// When the shapes differ.
 pub fn add(a: &Value, b: &Value) -> Result<Value> {
+    let _time = profile::scope("add");
     let y = combine("add", a.data(), b.data(), |a, b| a + b)?;
     Ok(Value::record("add", y, [a, b], |_| |dy: Tensor| Ok([Some(dy.clone()), Some(dy)])))
 }
@@ -21,6 +27,7 @@ pub fn add(a: &Value, b: &Value) -> Result<Value> {
 /// # Errors
 /// When the shapes differ.
 pub fn mul(a: &Value, b: &Value) -> Result<Value> {
+    let _time = profile::scope("mul");
     let y = combine("mul", a.data(), b.data(), |a, b| a * b)?;
     Ok(Value::record("mul", y, [a, b], |[need_a, need_b]| {
         let b = need_a.then(|| b.data().clone());
@@ -36,11 +43,12 @@ pub fn mul(a: &Value, b: &Value) -> Result<Value> {
 /// `factor·x`.
 ///
 /// # Errors
-/// Those of the tensor library.
+/// When `x` isn't f32.
 pub fn scale(x: &Value, factor: f32) -> Result<Value> {
-    let y = x.data().affine(f64::from(factor), 0.0)?;
+    let _time = profile::scope("scale");
+    let y = scaled("scale", x.data(), factor)?;
     Ok(Value::record("scale", y, [x], |_| {
-        move |dy: Tensor| Ok([Some(dy.affine(f64::from(factor), 0.0)?)])
+        move |dy: Tensor| Ok([Some(scaled("scale", &dy, factor)?)])
     }))
 }
 
@@ -49,6 +57,7 @@ pub fn scale(x: &Value, factor: f32) -> Result<Value> {
 /// # Errors
 /// When the number of elements differs.
 pub fn reshape(x: &Value, shape: &[usize]) -> Result<Value> {
+    let _time = profile::scope("reshape");
     let before = x.dims().to_vec();
     let y = x.data().contiguous()?.reshape(shape)?;
     Ok(Value::record("reshape", y, [x], |_| {
@@ -61,11 +70,14 @@ pub fn reshape(x: &Value, shape: &[usize]) -> Result<Value> {
 /// # Errors
 /// When `x` isn't f32.
 pub fn sum_all(x: &Value) -> Result<Value> {
+    let _time = profile::scope("sum_all");
     let shape = x.dims().to_vec();
     let data = x.data().contiguous()?;
-    let sum = F32::of("sum_all", &data)?.iter().map(|&v| f64::from(v)).sum::<f64>();
-    let y = tensor(vec![sum as f32], &[])?;
+    let y = tensor(vec![sum(&F32::of("sum_all", &data)?) as f32], &[])?;
     Ok(Value::record("sum_all", y, [x], |_| {
-        move |dy: Tensor| Ok([Some(dy.broadcast_as(shape)?.contiguous()?)])
+        move |dy: Tensor| {
+            let dx = vec![dy.to_scalar::<f32>()?; shape.iter().product()];
+            Ok([Some(tensor(dx, &shape)?)])
+        }
     }))
 }

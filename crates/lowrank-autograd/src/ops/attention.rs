@@ -12,9 +12,10 @@ use crate::{
     Dropout, Error, Result, Value,
     kernels::{
         F32,
-        attention::{self, Operands, Saved},
+        attention::{self, Operands, Saved, SoftmaxRow, Wanted},
         tensor,
     },
+    profile,
 };
 
 const OP: &str = "attention";
@@ -81,6 +82,7 @@ pub fn attention(
     spans: &Arc<[Span]>,
     dropout: Option<Dropout>,
 ) -> Result<Value> {
+    let _time = profile::scope(OP);
     check(q.data(), k.data(), v.data(), bias.map(Value::data), shape, spans)?;
     dropout.as_ref().map_or(Ok(()), |d| d.check(OP, q.dims()[0]))?;
     let [q, k, v] = [q.contiguous()?, k.contiguous()?, v.contiguous()?];
@@ -89,12 +91,14 @@ pub fn attention(
     let none = Value::constant(tensor(Vec::new(), &[0, shape.heads])?);
     let bias_value = bias.unwrap_or(&none);
     let n = q.dims()[0];
-    let done = run(q.data(), k.data(), v.data(), bias.map(Value::data), shape, spans, &dropout)?;
-    let output = tensor(done.output, &[n, shape.heads * shape.value_dim])?;
+    let (output, rows) =
+        run(q.data(), k.data(), v.data(), bias.map(Value::data), shape, spans, &dropout)?;
+    let output = tensor(output, &[n, shape.heads * shape.value_dim])?;
     let has_bias = bias.is_some();
     Ok(Value::record(OP, output.clone(), [&q, &k, &v, bias_value], |needs| {
+        let wanted = Wanted { q: needs[0], k: needs[1], v: needs[2], bias: needs[3] };
         let [q, k, v, bias] = [&q, &k, &v, bias_value].map(|v| v.data().clone());
-        let (shape, spans, rows) = (shape.clone(), Arc::clone(spans), done.rows);
+        let (shape, spans, rows) = (shape.clone(), Arc::clone(spans), rows);
         move |dy: Tensor| {
             let dy = dy.contiguous()?;
             let gradients = {
@@ -109,17 +113,17 @@ pub fn attention(
                     shape: &shape,
                     dropout: dropout.as_ref(),
                 };
-                let saved = Saved { output: &fo, rows: &rows, dy: &fdy, n };
-                attention::backward(of, &spans, saved)
+                let saved = Saved { output: &fo, rows: &rows, dy: &fdy };
+                attention::backward(of, &spans, saved, wanted)
             };
-            let keep = |needed: bool, g: Vec<f32>, like: &Tensor| {
-                needed.then(|| tensor(g, like.dims())).transpose()
+            let keep = |wanted: bool, g: Vec<f32>, like: &Tensor| {
+                wanted.then(|| tensor(g, like.dims())).transpose()
             };
             Ok([
-                keep(needs[0], gradients.q, &q)?,
-                keep(needs[1], gradients.k, &k)?,
-                keep(needs[2], gradients.v, &v)?,
-                gradients.bias.map(|g| tensor(g, bias.dims())).transpose()?,
+                keep(wanted.q, gradients.q, &q)?,
+                keep(wanted.k, gradients.k, &k)?,
+                keep(wanted.v, gradients.v, &v)?,
+                keep(wanted.bias, gradients.bias, &bias)?,
             ])
         }
     }))
@@ -161,6 +165,7 @@ pub fn attention_cached(
     spans: &[Span],
     caches: &mut [KeyValues],
 ) -> Result<Tensor> {
+    let _time = profile::scope("attention_cached");
     let (kw, vw) = (shape.kv_heads * shape.head_dim, shape.kv_heads * shape.value_dim);
     check_caches(q, k, v, bias, shape, spans, caches)?;
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
@@ -183,7 +188,7 @@ pub fn attention_cached(
             dropout: None,
         };
         let whole = Span { queries: 0..len, keys: 0..before + len, offset: before };
-        output[rows(yw)].copy_from_slice(&attention::forward(of, &[whole], len).output);
+        attention::forward(of, &[whole], &mut output[rows(yw)]);
     }
     tensor(output, &[n, yw])
 }
@@ -228,12 +233,14 @@ fn run(
     shape: &AttentionShape,
     spans: &[Span],
     dropout: &Option<Dropout>,
-) -> Result<attention::Forward> {
+) -> Result<(Vec<f32>, Vec<SoftmaxRow>)> {
     let (fq, fk, fv) = (F32::of(OP, q)?, F32::of(OP, k)?, F32::of(OP, v)?);
     let fb = bias.map(|b| F32::of(OP, b)).transpose()?;
     let of =
         Operands { q: &fq, k: &fk, v: &fv, bias: fb.as_deref(), shape, dropout: dropout.as_ref() };
-    Ok(attention::forward(of, spans, q.dims()[0]))
+    let mut output = vec![0.0; q.dims()[0] * shape.heads * shape.value_dim];
+    let rows = attention::forward(of, spans, &mut output);
+    Ok((output, rows))
 }
 
 fn check(
@@ -278,7 +285,21 @@ fn check(
         }
         bias.map_or(Ok(()), |bias| check_bias(bias, shape, span))?;
     }
-    Ok(())
+    check_apart(spans)
+}
+
+/// An error if a query row belongs to two of the spans.
+fn check_apart(spans: &[Span]) -> Result<()> {
+    let mut queries: Vec<_> = spans.iter().map(|s| &s.queries).filter(|q| !q.is_empty()).collect();
+    queries.sort_by_key(|q| q.start);
+    match queries.windows(2).find(|pair| pair[1].start < pair[0].end) {
+        None => Ok(()),
+        Some(pair) => {
+            let found = vec![pair[0].start, pair[0].end, pair[1].start, pair[1].end];
+            let must_be = "without rows in common".to_owned();
+            Err(Error::Shape { op: OP, what: "the queries of two spans", found, must_be })
+        }
+    }
 }
 
 /// An error unless `bias` has an odd number of rows and reaches every distance inside `span`.

@@ -6,6 +6,7 @@ use candle_core::Tensor;
 use crate::{
     Dropout, Result, Value,
     kernels::{F32, dims2, tensor},
+    profile,
 };
 
 /// Drops elements of `x` `[n, d]`; without a mask, `x` itself.
@@ -13,6 +14,7 @@ use crate::{
 /// # Errors
 /// When `x` isn't an f32 matrix, or the mask has fewer rows.
 pub fn dropout(x: &Value, mask: Option<&Dropout>) -> Result<Value> {
+    let _time = profile::scope("dropout");
     let Some(mask) = mask else { return Ok(x.clone()) };
     let (n, _) = dims2("dropout", "the input", x.data())?;
     mask.check("dropout", n)?;

@@ -5,15 +5,18 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
+use half::slice::HalfFloatSliceExt;
 
 use crate::{
     Error, Result, Value, Weight,
     kernels::{
         F32, check_dims, dims2,
         product::{Target, View, product_parallel},
+        rows::{gather, scatter_add},
         tensor,
     },
-    weight::Elements,
+    profile,
+    weight::{Elements, Matrix},
 };
 
 const OP: &str = "embedding";
@@ -50,6 +53,7 @@ impl LowRankRows {
 /// # Errors
 /// [`Error::Index`] for an id outside the table; shapes that don't fit.
 pub fn embedding(table: Rows<'_>, ids: &Arc<[u32]>, terms: Vec<LowRankRows>) -> Result<Value> {
+    let _time = profile::scope(OP);
     let dims = match table {
         Rows::Frozen(w) => w.dims(),
         Rows::Trained(v) => v.dims(),
@@ -81,23 +85,21 @@ pub fn embedding(table: Rows<'_>, ids: &Arc<[u32]>, terms: Vec<LowRankRows>) -> 
     };
     let mut parents: Vec<&Value> = trained.into_iter().collect();
     parents.extend(terms.iter().flat_map(|t| [&t.a, &t.b]));
-    let has_table = trained.is_some();
     Ok(Value::record_many(OP, tensor(y, &[n, dim])?, &parents, |_| {
         let ids = Arc::clone(ids);
-        let saved: Vec<_> = terms
-            .iter()
-            .zip(hidden)
-            .map(|(t, h)| (t.b.data().clone(), t.b.needs_gradient().then_some(h), t.scale))
-            .collect();
+        let need_table = trained.map(Value::needs_gradient);
+        let saved: Vec<_> = terms.iter().zip(hidden).map(|(t, h)| Saved::of(t, h)).collect();
         move |dy: Tensor| {
             let dy = dy.contiguous()?;
             let dy = F32::of(OP, &dy)?;
             let mut found = Vec::new();
-            if has_table {
-                found.push(Some(tensor(scatter_rows(&dy, &ids, rows, dim), &[rows, dim])?));
+            if let Some(needed) = need_table {
+                let places = ids.iter().map(|id| *id as usize);
+                let dw = || tensor(scatter_add(&dy, places, rows, dim), &[rows, dim]);
+                found.push(needed.then(dw).transpose()?);
             }
-            for (b, h, scale) in &saved {
-                found.extend(term_gradients(&dy, &ids, b, h.as_ref(), *scale, rows)?);
+            for term in &saved {
+                found.extend([term.a_gradient(&dy, &ids, rows)?, term.b_gradient(&dy)?]);
             }
             Ok(found)
         }
@@ -114,19 +116,30 @@ fn look_up(table: Rows<'_>, ids: &[u32], dim: usize) -> Result<Vec<f32>> {
         }
     };
     let memory = weight.matrix(OP)?;
-    let mut y = Vec::with_capacity(ids.len() * dim);
     weight.with_elements(|elements| {
-        for &id in ids {
-            let start = id as usize * memory.row_stride;
-            let places = (0..dim).map(|column| start + column * memory.column_stride);
-            match elements {
-                Elements::F32(w) => y.extend(places.map(|i| w.get(i).copied().unwrap_or_default())),
-                Elements::Bf16(w) => y.extend(places.map(|i| w.get(i).map_or(0.0, |v| v.to_f32()))),
-                Elements::F16(w) => y.extend(places.map(|i| w.get(i).map_or(0.0, |v| v.to_f32()))),
-            }
-        }
-    })?;
-    Ok(y)
+        gather(ids.len(), dim, |i, row| widen_row(elements, &memory, ids[i] as usize, row))
+    })
+}
+
+/// Row `index` of a table as f32.
+fn widen_row(elements: Elements<'_>, memory: &Matrix, index: usize, row: &mut [f32]) {
+    let start = index * memory.row_stride;
+    if memory.column_stride == 1 {
+        let range = start..start + row.len();
+        return match elements {
+            Elements::F32(w) => row.copy_from_slice(&w[range]),
+            Elements::Bf16(w) => w[range].convert_to_f32_slice(row),
+            Elements::F16(w) => w[range].convert_to_f32_slice(row),
+        };
+    }
+    for (column, element) in row.iter_mut().enumerate() {
+        let place = start + column * memory.column_stride;
+        *element = match elements {
+            Elements::F32(w) => w[place],
+            Elements::Bf16(w) => w[place].to_f32(),
+            Elements::F16(w) => w[place].to_f32(),
+        };
+    }
 }
 
 /// `(A[:, ids])ᵀ`: `[ids.len(), r]`.
@@ -135,47 +148,48 @@ fn columns(a: &[f32], ids: &[u32], r: usize, rows: usize) -> Vec<f32> {
     ids.iter().flat_map(|&id| (0..r).map(move |k| element(id, k))).collect()
 }
 
-fn scatter_rows(dy: &[f32], ids: &[u32], rows: usize, dim: usize) -> Vec<f32> {
-    let mut dw = vec![0.0; rows * dim];
-    for (dy, &id) in dy.chunks_exact(dim.max(1)).zip(ids) {
-        if let Some(to) = dw.get_mut(id as usize * dim..(id as usize + 1) * dim) {
-            to.iter_mut().zip(dy).for_each(|(t, d)| *t += d);
-        }
-    }
-    dw
+/// What an adapter's gradients need.
+struct Saved {
+    /// Kept only if `A` trains.
+    b: Option<Tensor>,
+    /// `[n, r]`, kept only if `B` trains.
+    h: Option<Tensor>,
+    scale: f32,
 }
 
-fn term_gradients(
-    dy: &[f32],
-    ids: &[u32],
-    b: &Tensor,
-    h: Option<&Tensor>,
-    scale: f32,
-    rows: usize,
-) -> Result<[Option<Tensor>; 2]> {
-    let (dim, r) = dims2(OP, "`lora_embedding_B`", b)?;
-    let n = ids.len();
-    let dy = View::new(dy, n, dim);
-    let mut dh = vec![0.0; n * r];
-    let b = F32::of(OP, b)?;
-    product_parallel(&mut Target::new(&mut dh, r), false, scale, dy, View::new(&b, dim, r));
-    let mut da = vec![0.0; r * rows];
-    for (dh, &id) in dh.chunks_exact(r.max(1)).zip(ids) {
-        for (k, d) in dh.iter().enumerate() {
-            if let Some(to) = da.get_mut(k * rows + id as usize) {
-                *to += d;
-            }
+impl Saved {
+    fn of(term: &LowRankRows, h: Tensor) -> Self {
+        Self {
+            b: term.a.needs_gradient().then(|| term.b.data().clone()),
+            h: term.b.needs_gradient().then_some(h),
+            scale: term.scale,
         }
     }
-    let db = match h {
-        Some(h) => {
-            let h = F32::of(OP, h)?;
-            let mut db = vec![0.0; dim * r];
-            let h = View::new(&h, n, r);
-            product_parallel(&mut Target::new(&mut db, r), false, scale, dy.t(), h);
-            Some(tensor(db, &[dim, r])?)
+
+    fn a_gradient(&self, dy: &[f32], ids: &[u32], rows: usize) -> Result<Option<Tensor>> {
+        let Some(b) = &self.b else { return Ok(None) };
+        let (dim, r) = dims2(OP, "`lora_embedding_B`", b)?;
+        let mut dh = vec![0.0; ids.len() * r];
+        let (dy, b) = (View::new(dy, ids.len(), dim), F32::of(OP, b)?);
+        let b = View::new(&b, dim, r);
+        product_parallel(&mut Target::new(&mut dh, r), false, self.scale, dy, b);
+        let mut da = vec![0.0; r * rows];
+        for (dh, &id) in dh.chunks_exact(r.max(1)).zip(ids) {
+            for (k, d) in dh.iter().enumerate() {
+                da[k * rows + id as usize] += d;
+            }
         }
-        None => None,
-    };
-    Ok([Some(tensor(da, &[r, rows])?), db])
+        Ok(Some(tensor(da, &[r, rows])?))
+    }
+
+    fn b_gradient(&self, dy: &[f32]) -> Result<Option<Tensor>> {
+        let Some(h) = &self.h else { return Ok(None) };
+        let (n, r) = dims2(OP, "`h`", h)?;
+        let dim = dy.len() / n.max(1);
+        let mut db = vec![0.0; dim * r];
+        let (dy, h) = (View::new(dy, n, dim), F32::of(OP, h)?);
+        let h = View::new(&h, n, r);
+        product_parallel(&mut Target::new(&mut db, r), false, self.scale, dy.t(), h);
+        Ok(Some(tensor(db, &[dim, r])?))
+    }
 }

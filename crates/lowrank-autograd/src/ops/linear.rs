@@ -5,6 +5,7 @@
 //! `dx = dy·W + Σ drop(dh·A)`, `dA = dhᵀ·drop(x)`, `dB = s·dyᵀ·h`, `dW = dyᵀ·x`, `db = Σ dy`.
 //!
 //! A frozen layer saves nothing; an adapter saves `x` only if `A` trains and `h` only if `B` does.
+//! Bias and adapters are added by the product itself, while a tile of `y` or `dx` is in registers.
 
 use candle_core::Tensor;
 
@@ -13,9 +14,10 @@ use crate::{
     kernels::{
         F32, check_dims, dims2,
         elementwise::column_sums,
-        product::{self, Target, View, product_parallel},
+        product::{self, Target, Term, View, product_parallel},
         tensor,
     },
+    profile,
 };
 
 const OP: &str = "linear";
@@ -67,6 +69,7 @@ pub fn linear(
     bias: Option<&Value>,
     terms: Vec<LowRank>,
 ) -> Result<Value> {
+    let _time = profile::scope(OP);
     let frozen = frozen(matrix)?;
     check(x, &frozen, bias, &terms)?;
     let bias = bias.map(Value::contiguous).transpose()?;
@@ -133,7 +136,7 @@ fn check(x: &Value, w: &Weight, bias: Option<&Value>, terms: &[LowRank]) -> Resu
     Ok(())
 }
 
-/// The output, and `h` of each term.
+/// The output, and `s·h` of each term.
 fn forward(
     x: &Tensor,
     w: &Weight,
@@ -143,31 +146,50 @@ fn forward(
     let (n, input) = dims2(OP, "the input", x)?;
     let out = w.dims().first().copied().unwrap_or_default();
     let x = F32::of(OP, x)?;
-    let mut y = product::linear(&x, n, w)?;
-    if let Some(bias) = bias {
-        add_to_rows(&mut y, &F32::of(OP, bias.data())?, 1.0);
-    }
-    let mut hidden = Vec::with_capacity(terms.len());
-    for term in terms {
-        let r = term.a.dims()[0];
-        let mut h = vec![0.0; n * r];
-        let (a, b) = (F32::of(OP, term.a.data())?, F32::of(OP, term.b.data())?);
-        let dropped = term.dropout.as_ref().map(|d| d.apply(&x, input));
-        let x = View::new(dropped.as_deref().unwrap_or(&x), n, input);
-        product_parallel(&mut Target::new(&mut h, r), false, 1.0, x, View::new(&a, r, input).t());
-        let (h_view, b) = (View::new(&h, n, r), View::new(&b, out, r));
-        product_parallel(&mut Target::new(&mut y, out), true, term.scale, h_view, b.t());
-        if let Some(bias) = &term.bias {
-            add_to_rows(&mut y, &F32::of(OP, bias.data())?, term.scale);
-        }
-        hidden.push(tensor(h, &[n, r])?);
-    }
-    Ok((tensor(y, &[n, out])?, hidden))
+    let hidden = terms.iter().map(|t| t.hidden(&x, [n, input])).collect::<Result<Vec<_>>>()?;
+    let factors = terms.iter().map(|t| F32::of(OP, t.b.data())).collect::<Result<Vec<_>>>()?;
+    let pairs = terms.iter().zip(&hidden).zip(&factors);
+    let low_rank: Vec<_> = pairs
+        .map(|((t, h), b)| {
+            let r = t.a.dims()[0];
+            Term { left: View::new(h, n, r), right: View::new(b, out, r) }
+        })
+        .collect();
+    let bias = whole_bias(bias, terms, out)?;
+    let y = product::linear_with(&x, n, w, bias.as_deref(), &low_rank)?;
+    let hidden = terms.iter().zip(hidden).map(|(t, h)| tensor(h, &[n, t.a.dims()[0]]));
+    Ok((tensor(y, &[n, out])?, hidden.collect::<Result<_>>()?))
 }
 
-fn add_to_rows(y: &mut [f32], bias: &[f32], scale: f32) {
-    for row in y.chunks_exact_mut(bias.len().max(1)) {
-        row.iter_mut().zip(bias).for_each(|(y, b)| *y += scale * b);
+/// The layer's bias and those of its terms, in one.
+fn whole_bias(bias: Option<&Value>, terms: &[LowRank], out: usize) -> Result<Option<Vec<f32>>> {
+    if bias.is_none() && terms.iter().all(|t| t.bias.is_none()) {
+        return Ok(None);
+    }
+    let mut sum = match bias {
+        Some(bias) => F32::of(OP, bias.data())?.to_vec(),
+        None => vec![0.0; out],
+    };
+    for term in terms {
+        if let Some(bias) = &term.bias {
+            let bias = F32::of(OP, bias.data())?;
+            sum.iter_mut().zip(&*bias).for_each(|(sum, b)| *sum += term.scale * b);
+        }
+    }
+    Ok(Some(sum))
+}
+
+impl LowRank {
+    /// `s·drop(x)·Aᵀ`, `[n, r]`.
+    fn hidden(&self, x: &[f32], [n, input]: [usize; 2]) -> Result<Vec<f32>> {
+        let r = self.a.dims()[0];
+        let a = F32::of(OP, self.a.data())?;
+        let dropped = self.dropout.as_ref().map(|d| d.apply(x, input));
+        let x = View::new(dropped.as_deref().unwrap_or(x), n, input);
+        let mut h = vec![0.0; n * r];
+        let a = View::new(&a, r, input);
+        product_parallel(&mut Target::new(&mut h, r), false, self.scale, x, a.t());
+        Ok(h)
     }
 }
 
@@ -185,7 +207,7 @@ struct Saved {
 struct SavedTerm {
     a: Tensor,
     b: Tensor,
-    /// Kept only if `B` trains.
+    /// `s·h`, kept only if `B` trains.
     h: Option<Tensor>,
     scale: f32,
     dropout: Option<Dropout>,
@@ -214,8 +236,10 @@ impl Saved {
         let dy = F32::of(OP, dy)?;
         let input = self.matrix.dims().get(1).copied().unwrap_or_default();
         let x = self.x.as_ref().map(|x| F32::of(OP, x)).transpose()?;
+        let parts = self.terms.iter().map(|t| t.hidden_gradient(&dy, [n, out], self.need_x));
+        let parts = parts.collect::<Result<Vec<_>>>()?;
         let mut dx = match self.need_x {
-            true => Some(product::linear_input_gradient(&dy, n, &self.matrix)?),
+            true => Some(self.input_gradient(&dy, &parts, [n, input])?),
             false => None,
         };
         let mut rest = Vec::new();
@@ -226,11 +250,35 @@ impl Saved {
         if let Some(needed) = self.need_bias {
             rest.push(needed.then(|| tensor(column_sums(&dy, out), &[out])).transpose()?);
         }
-        for term in &self.terms {
-            rest.extend(term.gradients(&dy, x.as_deref(), dx.as_deref_mut(), [n, out, input])?);
+        for (term, dh) in self.terms.iter().zip(&parts) {
+            if let (Some(dx), Some(dropout)) = (&mut dx, &term.dropout) {
+                term.add_input_gradient(dx, dh, dropout, [n, input])?;
+            }
+            rest.extend(term.gradients(&dy, x.as_deref(), dh, [n, out, input])?);
         }
         let dx = dx.map(|dx| tensor(dx, &[n, input])).transpose()?;
         Ok(std::iter::once(dx).chain(rest).collect())
+    }
+
+    /// `dy·W + Σ dh·A` over the terms without dropout.
+    fn input_gradient(
+        &self,
+        dy: &[f32],
+        parts: &[Vec<f32>],
+        [n, input]: [usize; 2],
+    ) -> Result<Vec<f32>> {
+        let plain: Vec<_> =
+            self.terms.iter().zip(parts).filter(|(term, _)| term.dropout.is_none()).collect();
+        let factors = plain.iter().map(|(term, _)| F32::of(OP, &term.a));
+        let factors = factors.collect::<Result<Vec<_>>>()?;
+        let pairs = plain.iter().zip(&factors);
+        let terms: Vec<Term<'_>> = pairs
+            .map(|((term, dh), a)| {
+                let r = term.a.dims()[0];
+                Term { left: View::new(dh, n, r), right: View::new(a, r, input).t() }
+            })
+            .collect();
+        product::linear_input_gradient_with(dy, n, &self.matrix, &terms)
     }
 
     fn matrix_gradient(
@@ -251,30 +299,35 @@ impl Saved {
 }
 
 impl SavedTerm {
+    /// `dh = s·dy·B`, `[n, r]`; empty if nothing needs it.
+    fn hidden_gradient(&self, dy: &[f32], [n, out]: [usize; 2], need_x: bool) -> Result<Vec<f32>> {
+        if !need_x && !self.need_a {
+            return Ok(Vec::new());
+        }
+        let r = self.a.dims()[0];
+        // By columns, so that the few rows of `Bᵀ` meet the many of `dy` along contiguous memory.
+        let columns = transposed(&F32::of(OP, &self.b)?, out, r);
+        let (dy, b) = (View::new(dy, n, out), View::new(&columns, r, out));
+        let mut dh = vec![0.0; n * r];
+        product_parallel(&mut Target::new(&mut dh, r), false, self.scale, dy, b.t());
+        Ok(dh)
+    }
+
+    /// Gradients of A, B and B's bias.
     fn gradients(
         &self,
         dy: &[f32],
         x: Option<&[f32]>,
-        dx: Option<&mut [f32]>,
+        dh: &[f32],
         [n, out, input]: [usize; 3],
     ) -> Result<Vec<Option<Tensor>>> {
-        let (r, _) = dims2(OP, "`lora_A`", &self.a)?;
-        let (a, b) = (F32::of(OP, &self.a)?, F32::of(OP, &self.b)?);
-        let dy_view = View::new(dy, n, out);
-        let mut dh = vec![0.0; n * r];
-        if dx.is_some() || self.need_a {
-            let b = View::new(&b, out, r);
-            product_parallel(&mut Target::new(&mut dh, r), false, self.scale, dy_view, b);
-        }
-        if let Some(dx) = dx {
-            self.add_input_gradient(dx, View::new(&dh, n, r), View::new(&a, r, input), input);
-        }
+        let r = self.a.dims()[0];
         let da = match x.filter(|_| self.need_a) {
             Some(x) => {
                 let dropped = self.dropout.as_ref().map(|d| d.apply(x, input));
                 let x = View::new(dropped.as_deref().unwrap_or(x), n, input);
                 let mut da = vec![0.0; r * input];
-                let dh = View::new(&dh, n, r);
+                let dh = View::new(dh, n, r);
                 product_parallel(&mut Target::new(&mut da, input), false, 1.0, dh.t(), x);
                 Some(tensor(da, &[r, input])?)
             }
@@ -283,10 +336,10 @@ impl SavedTerm {
         let db = match &self.h {
             Some(h) => {
                 let h = F32::of(OP, h)?;
-                let mut db = vec![0.0; out * r];
-                let h = View::new(&h, n, r);
-                product_parallel(&mut Target::new(&mut db, r), false, self.scale, dy_view.t(), h);
-                Some(tensor(db, &[out, r])?)
+                let (h, dy) = (View::new(&h, n, r), View::new(dy, n, out));
+                let mut columns = vec![0.0; r * out];
+                product_parallel(&mut Target::new(&mut columns, out), false, 1.0, h.t(), dy);
+                Some(tensor(transposed(&columns, r, out), &[out, r])?)
             }
             None => None,
         };
@@ -298,14 +351,30 @@ impl SavedTerm {
         Ok(found)
     }
 
-    fn add_input_gradient(&self, dx: &mut [f32], dh: View<'_>, a: View<'_>, input: usize) {
-        let Some(dropout) = &self.dropout else {
-            product_parallel(&mut Target::new(dx, input), true, 1.0, dh, a);
-            return;
-        };
+    /// `dx += drop(dh·A)`.
+    fn add_input_gradient(
+        &self,
+        dx: &mut [f32],
+        dh: &[f32],
+        dropout: &Dropout,
+        [n, input]: [usize; 2],
+    ) -> Result<()> {
+        let a = F32::of(OP, &self.a)?;
+        let r = self.a.dims()[0];
         let mut own = vec![0.0; dx.len()];
+        let (dh, a) = (View::new(dh, n, r), View::new(&a, r, input));
         product_parallel(&mut Target::new(&mut own, input), false, 1.0, dh, a);
         let own = dropout.apply(&own, input);
         dx.iter_mut().zip(own).for_each(|(d, o)| *d += o);
+        Ok(())
     }
+}
+
+/// The transpose of a row-major matrix.
+fn transposed(matrix: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    let mut to = vec![0.0; rows * columns];
+    for (i, row) in matrix.chunks_exact(columns.max(1)).enumerate() {
+        to.iter_mut().skip(i).step_by(rows.max(1)).zip(row).for_each(|(to, v)| *to = *v);
+    }
+    to
 }

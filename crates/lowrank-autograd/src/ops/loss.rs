@@ -6,7 +6,13 @@ use candle_core::Tensor;
 
 use crate::{
     Result, Value,
-    kernels::{F32, activation::zip, check_dims, tensor},
+    kernels::{
+        F32, check_dims,
+        elementwise::{sum, zip},
+        simd::sigmoid,
+        tensor,
+    },
+    profile,
 };
 
 /// Sum of squared differences to `targets`, f32 of the same shape.
@@ -14,6 +20,7 @@ use crate::{
 /// # Errors
 /// When the shapes differ.
 pub fn squared_error(x: &Value, targets: &Tensor) -> Result<Value> {
+    let _time = profile::scope("squared_error");
     pointwise("squared_error", x, targets, |x, t| (x - t).powi(2), |x, t| 2.0 * (x - t))
 }
 
@@ -22,8 +29,9 @@ pub fn squared_error(x: &Value, targets: &Tensor) -> Result<Value> {
 /// # Errors
 /// When the shapes differ.
 pub fn binary_cross_entropy(x: &Value, targets: &Tensor) -> Result<Value> {
+    let _time = profile::scope("binary_cross_entropy");
     let loss = |x: f32, t: f32| x.max(0.0) - x * t + (-x.abs()).exp().ln_1p();
-    let slope = |x: f32, t: f32| 1.0 / (1.0 + (-x).exp()) - t;
+    let slope = |x: f32, t: f32| sigmoid(x) - t;
     pointwise("binary_cross_entropy", x, targets, loss, slope)
 }
 
@@ -31,14 +39,13 @@ fn pointwise(
     op: &'static str,
     x: &Value,
     targets: &Tensor,
-    loss: fn(f32, f32) -> f32,
-    slope: fn(f32, f32) -> f32,
+    loss: impl Fn(f32, f32) -> f32 + Sync,
+    slope: impl Fn(f32, f32) -> f32 + Send + Sync + 'static,
 ) -> Result<Value> {
     check_dims(op, "the targets", targets, x.dims())?;
     let (x_data, t_data) = (x.data().contiguous()?, targets.contiguous()?);
     let losses = zip(&F32::of(op, &x_data)?, &F32::of(op, &t_data)?, loss);
-    let sum = losses.iter().map(|&l| f64::from(l)).sum::<f64>() as f32;
-    Ok(Value::record(op, tensor(vec![sum], &[])?, [x], |_| {
+    Ok(Value::record(op, tensor(vec![sum(&losses) as f32], &[])?, [x], |_| {
         move |dy: Tensor| {
             let scale = dy.to_scalar::<f32>()?;
             let (x, t) = (F32::of(op, &x_data)?, F32::of(op, &t_data)?);

@@ -11,6 +11,7 @@ use crate::{
         norm::{self, Center},
         tensor,
     },
+    profile,
 };
 
 /// `x` `[n, d]`, `weight` `[d]`.
@@ -37,6 +38,7 @@ fn normalize(
     eps: f64,
     center: Center,
 ) -> Result<Value> {
+    let _time = profile::scope(op);
     let (n, d) = dims2(op, "the input", x.data())?;
     check_dims(op, "the weight", weight.data(), &[d])?;
     bias.map_or(Ok(()), |b| check_dims(op, "the bias", b.data(), &[d]))?;

@@ -6,6 +6,7 @@ use candle_core::Tensor;
 use crate::{
     Error, Result, Value,
     kernels::{F32, check_dims, dims2, rotary as kernel, tensor},
+    profile,
 };
 
 /// Which two elements of a head make a pair.
@@ -31,6 +32,7 @@ pub struct Angles {
 /// # Errors
 /// Shapes that don't fit each other.
 pub fn rotary(x: &Value, head_dim: usize, angles: &Angles, style: RotaryStyle) -> Result<Value> {
+    let _time = profile::scope("rotary");
     const OP: &str = "rotary";
     let (n, width) = dims2(OP, "the input", x.data())?;
     let (_, half) = dims2(OP, "the angles", &angles.cos)?;

@@ -2,11 +2,12 @@
 
 use std::{ops::Range, sync::Arc};
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 use crate::{
     Error, Result, Value,
-    kernels::{F32, dims2, tensor},
+    kernels::{F32, dims2, rows as kernel, tensor},
+    profile,
 };
 
 /// Rows `rows` of `x` `[n, d]`, in that order, repeats allowed: `[rows.len(), d]`.
@@ -14,27 +15,23 @@ use crate::{
 /// # Errors
 /// [`Error::Index`] for a row outside `x`.
 pub fn select_rows(x: &Value, rows: &Arc<[usize]>) -> Result<Value> {
+    let _time = profile::scope("select_rows");
     const OP: &str = "select_rows";
     let (n, d) = dims2(OP, "the input", x.data())?;
-    let data = x.data().contiguous()?;
-    let from = F32::of(OP, &data)?;
-    let mut y = Vec::with_capacity(rows.len() * d);
-    for (place, &row) in rows.iter().enumerate() {
-        if row >= n {
-            return Err(Error::Index { op: OP, index: row, place, len: n });
-        }
-        y.extend_from_slice(from.get(row * d..(row + 1) * d).unwrap_or_default());
+    if let Some((place, &row)) = rows.iter().enumerate().find(|(_, row)| **row >= n) {
+        return Err(Error::Index { op: OP, index: row, place, len: n });
     }
+    let data = x.data().contiguous()?;
+    let y = {
+        let from = F32::of(OP, &data)?;
+        let copy = |i: usize, to: &mut [f32]| to.copy_from_slice(&from[rows[i] * d..][..d]);
+        tensor(kernel::gather(rows.len(), d, copy), &[rows.len(), d])?
+    };
     let rows = Arc::clone(rows);
-    Ok(Value::record(OP, tensor(y, &[rows.len(), d])?, [x], |_| {
+    Ok(Value::record(OP, y, [x], |_| {
         move |dy: Tensor| {
             let dy = dy.contiguous()?;
-            let mut dx = vec![0.0; n * d];
-            for (from, &row) in F32::of(OP, &dy)?.chunks_exact(d.max(1)).zip(rows.iter()) {
-                if let Some(to) = dx.get_mut(row * d..(row + 1) * d) {
-                    to.iter_mut().zip(from).for_each(|(t, f)| *t += f);
-                }
-            }
+            let dx = kernel::scatter_add(&F32::of(OP, &dy)?, rows.iter().copied(), n, d);
             Ok([Some(tensor(dx, &[n, d])?)])
         }
     }))
@@ -45,18 +42,21 @@ pub fn select_rows(x: &Value, rows: &Arc<[usize]>) -> Result<Value> {
 /// # Errors
 /// When the range lies outside `x`.
 pub fn columns(x: &Value, range: Range<usize>) -> Result<Value> {
-    let (n, d) = dims2("columns", "the input", x.data())?;
+    let _time = profile::scope("columns");
+    const OP: &str = "columns";
+    let (n, d) = dims2(OP, "the input", x.data())?;
     if range.start > range.end || range.end > d {
         let found = vec![range.start, range.end];
         let must_be = format!("two ascending numbers up to {d}");
-        return Err(Error::Shape { op: "columns", what: "the range", found, must_be });
+        return Err(Error::Shape { op: OP, what: "the range", found, must_be });
     }
-    let y = x.data().narrow(1, range.start, range.len())?.contiguous()?;
-    Ok(Value::record("columns", y, [x], |_| {
+    let data = x.data().contiguous()?;
+    let y = kernel::columns(&F32::of(OP, &data)?, n, d, &range);
+    Ok(Value::record(OP, tensor(y, &[n, range.len()])?, [x], |_| {
         move |dy: Tensor| {
-            let dx = Tensor::zeros((n, d), DType::F32, dy.device())?;
-            let dx = dx.slice_assign(&[0..n, range], &dy.contiguous()?)?;
-            Ok([Some(dx)])
+            let dy = dy.contiguous()?;
+            let dx = kernel::spread_columns(&F32::of(OP, &dy)?, n, d, &range);
+            Ok([Some(tensor(dx, &[n, d])?)])
         }
     }))
 }

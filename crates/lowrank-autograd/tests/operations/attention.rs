@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use lowrank_autograd::{
-    Dropout, Value,
+    Dropout, Error, Value,
     ops::{self, AttentionShape, Span},
     reference,
 };
 use proptest::prelude::*;
 
 use super::{
-    check::{check, normal},
+    check::{check, normal, numbers},
     plumbing::mask,
 };
 
@@ -137,6 +137,44 @@ fn sequences_may_share_keys() {
         Span { queries: 8..9, keys: 4..7, offset: 0 },
     ];
     Case { shape, spans, bias: true, dropout: true, seed: 7 }.check();
+}
+
+/// One sequence of causal attention that sees `window` keys back.
+fn long(n: usize, window: Option<usize>, bias: bool) -> Case {
+    let (heads, kv_heads, head_dim, value_dim) = (2, 1, 40, 33);
+    let (scale, causal, softcap) = (0.2, true, None);
+    let shape =
+        AttentionShape { heads, kv_heads, head_dim, value_dim, scale, causal, window, softcap };
+    Case { shape, spans: Span::packed(&[n]), bias, dropout: false, seed: 11 }
+}
+
+#[test] // so long that two tasks share the keys of a head in the backward pass
+fn long_sequences() {
+    long(470, None, true).check();
+    long(500, Some(300), false).check();
+}
+
+#[test] // a mean of the largest numbers is one of them
+fn large_values_stay_finite() {
+    let case = long(300, None, false);
+    let zeros = |width| Tensor::zeros((300, width), DType::F32, &Device::Cpu).expect("zeros");
+    let v = zeros(33).affine(1.0, f64::from(f32::MAX) * 0.999).expect("v");
+    let inputs = [zeros(80), zeros(40), v].map(Value::constant);
+    let y = attend(&inputs, &case.shape, &case.spans.clone().into(), None).expect("attention");
+    for y in numbers(y.data()) {
+        assert!((y / f64::from(f32::MAX) - 0.999).abs() < 1e-5, "{y}");
+    }
+}
+
+#[test]
+fn a_query_row_belongs_to_one_sequence() {
+    let case = long(8, None, false);
+    let t: Vec<Value> =
+        normal(1, &[&[8, 80], &[8, 40], &[8, 33]]).into_iter().map(Value::constant).collect();
+    let span = |queries| Span { queries, keys: 0..8, offset: 0 };
+    let spans = vec![span(3..8), span(0..4)];
+    let y = attend(&t, &case.shape, &spans.into(), None);
+    assert!(matches!(y, Err(Error::Shape { .. })), "{y:?}");
 }
 
 #[test]

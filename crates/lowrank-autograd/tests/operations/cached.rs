@@ -73,6 +73,25 @@ proptest! {
     }
 }
 
+#[test] // over more keys than one tile holds
+fn token_by_token_equals_attention_over_the_whole_sequence() {
+    for (window, softcap) in [(None, None), (Some(70), Some(2.0))] {
+        let (n, shape) = (90, shape(window, softcap));
+        let t = inputs(n, 5);
+        let mut caches = [KeyValues::default()];
+        let row = |i: usize, caches: &mut [KeyValues]| {
+            let [q, k, v] = [0, 1, 2].map(|x| t[x].narrow(0, i, 1).expect("a row"));
+            ops::attention_cached(&q, &k, &v, Some(&t[3]), &shape, &Span::packed(&[1]), caches)
+        };
+        let rows: Result<Vec<Tensor>, Error> = (0..n).map(|i| row(i, &mut caches)).collect();
+        let rows = Tensor::cat(&rows.expect("attention"), 0).expect("rows");
+        let v: Vec<Value> = t.into_iter().map(Value::constant).collect();
+        let spans = Span::packed(&[n]).into();
+        let whole = ops::attention(&v[0], &v[1], &v[2], Some(&v[3]), &shape, &spans, None);
+        assert_close("the rows", &rows, whole.expect("attention").data(), 1e-5);
+    }
+}
+
 #[test] // rows stand where the spans say, whatever the order of the spans
 fn spans_may_come_in_any_order() {
     let t = inputs(7, 3);

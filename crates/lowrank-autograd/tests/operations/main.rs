@@ -12,6 +12,7 @@ mod check;
 mod embedding;
 mod errors;
 mod linear;
+mod linear_cross_entropy;
 mod loss;
 mod norm;
 mod plumbing;

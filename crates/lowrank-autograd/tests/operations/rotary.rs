@@ -19,7 +19,7 @@ proptest! {
 
     #[test]
     fn equals_its_plain_version(
-        (n, heads, half, rest) in (1..20usize, 1..5usize, 1..9usize, 0..5usize),
+        (n, heads, half, rest) in (1..20usize, 1..5usize, 1..40usize, 0..5usize),
         seed: u64,
     ) {
         let dim = 2 * half + rest;

@@ -5,12 +5,15 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 use lowrank_autograd::{
     Result, Value, Weight,
-    ops::{self, Activation, AttentionShape, LowRank, LowRankRows, Matrix, Rows, Span},
+    ops::{
+        self, Activation, AttentionShape, LowRank, LowRankRows, Matrix, RotaryStyle, Rows, Span,
+    },
 };
 
 use super::{
     check::{assert_same, indices, normal, pools, run},
     plumbing::mask,
+    rotary::angles,
 };
 
 /// Runs `op` forward and back in pools of 1, 2 and 3 threads.
@@ -78,6 +81,16 @@ fn the_rest() {
     same(&t[..2], |v| ops::rms_norm(&v[0], &v[1], 1e-6));
     same(&t[..3], |v| ops::layer_norm(&v[0], &v[1], Some(&v[2]), 1e-6));
     same(&t, |v| ops::gated(&v[0], &v[3], Activation::Silu));
+    same(&t[..1], |v| ops::activation(&v[0], Activation::Gelu));
+    same(&t, |v| ops::mul(&ops::add(&v[0], &v[3])?, &ops::scale(&v[0], 0.3)?));
+    same(&t[..1], |v| ops::sum_all(&v[0]));
+    same(&t[..1], |v| ops::columns(&v[0], 5..501));
+    same(&t[..1], |v| ops::select_rows(&v[0], &(0..n).map(|i| i * i % n).collect()));
+    same(&t[..1], |v| ops::dropout(&v[0], Some(&mask(2, n, 0.3))));
+    let wide = normal(6, &[&[n, 9 * 64]]);
+    for style in [RotaryStyle::Halves, RotaryStyle::Pairs] {
+        same(&wide, |v| ops::rotary(&v[0], 64, &angles(n, 30, 7), style));
+    }
     let targets: Arc<[u32]> = indices(4, n, d).into();
     same(&t[..1], |v| ops::cross_entropy(&v[0], &targets));
     same(&t[..1], |v| ops::binary_cross_entropy(&v[0], &t[3]));

@@ -4,8 +4,10 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
-use lowrank_autograd::{Value, ops};
+use lowrank_autograd::{
+    Value,
+    ops::{self, ScoredTargets},
+};
 use lowrank_models::{Input, Model};
 
 use super::{Loss, Objective, Passes};
@@ -17,25 +19,42 @@ pub struct Sft;
 
 impl Objective for Sft {
     fn loss(&self, model: &Model, batch: &Batch, passes: &Passes) -> Result<Loss> {
-        let rows = match &batch.targets {
-            Targets::Tokens { rows, .. } => Some(rows),
-            _ => None,
-        };
-        let logits = logits(model, batch, rows, passes)?;
-        match &batch.targets {
-            Targets::Tokens { classes, .. } | Targets::Classes(classes) => Ok(Loss {
-                sum: ops::cross_entropy(&logits, classes)?,
-                correct: Some(hits(logits.data(), classes)?),
-            }),
+        let logits = || logits(model, batch, None, passes);
+        Ok(match &batch.targets {
+            Targets::Tokens { rows, classes } => token_loss(model, batch, (rows, classes), passes)?,
+            Targets::Classes(classes) => ops::scored_cross_entropy(&logits()?, classes)?.into(),
             Targets::Flags(flags) => {
-                Ok(Loss { sum: ops::binary_cross_entropy(&logits, flags)?, correct: None })
+                Loss { sum: ops::binary_cross_entropy(&logits()?, flags)?, correct: None }
             }
             Targets::Numbers(numbers) => {
-                Ok(Loss { sum: ops::squared_error(&logits, numbers)?, correct: None })
+                Loss { sum: ops::squared_error(&logits()?, numbers)?, correct: None }
             }
-            Targets::Spans(spans) => span_loss(&logits, &batch.input, spans),
-        }
+            Targets::Spans(spans) => span_loss(&logits()?, &batch.input, spans)?,
+        })
     }
+}
+
+impl From<ScoredTargets> for Loss {
+    fn from(scored: ScoredTargets) -> Self {
+        Self { sum: scored.sum, correct: Some(scored.correct) }
+    }
+}
+
+/// Cross-entropy of tokens, by the head itself: it needn't hold all logits at once.
+fn token_loss(
+    model: &Model,
+    batch: &Batch,
+    targets: (&Arc<[usize]>, &Arc<[u32]>),
+    passes: &Passes,
+) -> Result<Loss> {
+    let (read, pass, hidden) = match &batch.decoder_input {
+        None => (&batch.input, &passes.input, model.hidden(&batch.input, &passes.input)?),
+        Some(target) => {
+            let (source, pass) = ((&batch.input, &passes.input), &passes.decoder);
+            (target, pass, model.target_hidden(source, (target, pass))?)
+        }
+    };
+    Ok(model.head().cross_entropy(&hidden, read, targets, pass)?.into())
 }
 
 /// Logits of a batch: of `rows` if the head is one of tokens.
@@ -58,15 +77,6 @@ pub fn logits(
     })
 }
 
-/// How many rows have their largest logit at the target.
-fn hits(logits: &Tensor, classes: &[u32]) -> Result<usize> {
-    if classes.is_empty() {
-        return Ok(0);
-    }
-    let best = logits.argmax(1)?.to_vec1::<u32>()?;
-    Ok(best.iter().zip(classes).filter(|(a, b)| a == b).count())
-}
-
 /// Half the cross-entropy of the start among a sequence's tokens, and half that of the end. Where
 /// only some sequences count, the mean over those stands for all, as in transformers.
 fn span_loss(logits: &Value, input: &Input, spans: &[[Option<usize>; 2]]) -> Result<Loss> {
@@ -83,8 +93,9 @@ fn span_loss(logits: &Value, input: &Input, spans: &[[Option<usize>; 2]]) -> Res
             let own = ops::select_rows(&column, &own)?;
             let row = ops::reshape(&own, &[1, sequence.queries.len()])?;
             let place = u32::try_from(place).map_err(|e| Error::Batch(e.to_string()))?;
-            *right &= hits(row.data(), &[place])? == 1;
-            let part = ops::scale(&ops::cross_entropy(&row, &[place].into())?, weight)?;
+            let scored = ops::scored_cross_entropy(&row, &[place].into())?;
+            *right &= scored.correct == 1;
+            let part = ops::scale(&scored.sum, weight)?;
             sum = Some(match sum {
                 Some(sum) => ops::add(&sum, &part)?,
                 None => part,

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
-use lowrank_autograd::{Gradients, Parameter};
+use lowrank_autograd::{Gradients, Parameter, kernels::adamw::AdamWUpdate};
 
 use crate::{Error, Result};
 
@@ -64,27 +64,21 @@ impl AdamW {
     /// Those of the tensor library.
     pub fn step(&mut self, learning_rate: f64, gradients: &Gradients) -> Result<()> {
         let AdamWSettings { beta1, beta2, epsilon, .. } = self.settings;
-        // The complements are rounded from f64: 1 - 0.999 in f32 is off by 5e-5 of itself.
-        let (new1, b2, new2) = ((1.0 - beta1) as f32, beta2 as f32, (1.0 - beta2) as f32);
-        let epsilon = epsilon as f32;
         for slot in &mut self.slots {
             let Some(gradient) = gradients.get(slot.parameter.id()) else { continue };
             slot.steps += 1;
             let exponent = i32::try_from(slot.steps).unwrap_or(i32::MAX);
-            let size = (learning_rate / (1.0 - beta1.powi(exponent))) as f32;
-            let root = (1.0 - beta2.powi(exponent)).sqrt() as f32;
-            let gradient = gradient.flatten_all()?.to_vec1::<f32>()?;
-            let data = slot.parameter.data();
-            let mut values = data.flatten_all()?.to_vec1::<f32>()?;
-            let keep = (1.0 - learning_rate * slot.decay) as f32;
-            let moments = slot.mean.iter_mut().zip(&mut slot.square);
-            for ((p, g), (m, v)) in values.iter_mut().zip(&gradient).zip(moments) {
-                *p *= keep;
-                *m += (g - *m) * new1;
-                *v = *v * b2 + g * g * new2;
-                *p -= size * (*m / (v.sqrt() / root + epsilon));
-            }
-            slot.parameter.set(&Tensor::from_vec(values, data.dims(), &Device::Cpu)?)?;
+            // The complements are rounded from f64: 1 - 0.999 in f32 is off by 5e-5 of itself.
+            let update = AdamWUpdate {
+                keep: (1.0 - learning_rate * slot.decay) as f32,
+                new_mean: (1.0 - beta1) as f32,
+                old_square: beta2 as f32,
+                new_square: (1.0 - beta2) as f32,
+                size: (learning_rate / (1.0 - beta1.powi(exponent))) as f32,
+                root: (1.0 - beta2.powi(exponent)).sqrt() as f32,
+                epsilon: epsilon as f32,
+            };
+            update.apply(&slot.parameter, gradient, &mut slot.mean, &mut slot.square)?;
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! `lowrank train`: runs a recipe.
 
+mod profile;
+
 use std::{
     path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
@@ -9,7 +11,7 @@ use std::{
 use anyhow::Context as _;
 use lowrank_data::DateTime;
 use lowrank_train::{
-    Setup, Summary, Trainer,
+    Observer, Setup, Summary, Trainer,
     recipe::{Plan, Recipe, keys},
 };
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
@@ -31,7 +33,13 @@ pub(crate) struct Train {
     /// List every key that a recipe may have, and exit
     #[arg(long)]
     keys: bool,
+    /// Print at the end where the steps' time went, by operation
+    #[arg(long)]
+    profile: bool,
 }
+
+/// A run that wants to know who hears how it goes.
+type Run<'a> = Box<dyn FnOnce(&mut dyn Observer) -> anyhow::Result<Summary> + 'a>;
 
 /// A run that was asked to stop; its state is saved.
 #[derive(Debug, thiserror::Error)]
@@ -42,13 +50,18 @@ pub(crate) struct Train {
 pub(crate) struct Interrupted(Summary);
 
 impl Train {
-    pub(crate) fn run(self) -> anyhow::Result<()> {
+    pub(crate) fn run(mut self) -> anyhow::Result<()> {
+        // Behind an override everything is read as one.
+        let flags = self.overrides.extract_if(.., |word| word == "--profile").count();
         if self.keys {
             return Ok(Ui::new().result(keys::help_text().trim_end())?);
         }
         let recipe = self.recipe.context("no recipe")?;
         let plan = Recipe::read(&recipe, &self.overrides)?.resolve()?;
-        let summary = train(&plan)?;
+        let summary = match self.profile || flags > 0 {
+            true => train_with(&plan, profile::run)?,
+            false => train(&plan)?,
+        };
         Ui::new().result(plan.output.output_dir.display())?;
         match summary.interrupted {
             true => Err(Interrupted(summary).into()),
@@ -59,6 +72,14 @@ impl Train {
 
 /// Runs a plan, showing it first and its progress on the way.
 pub(crate) fn train(plan: &Plan) -> anyhow::Result<Summary> {
+    train_with(plan, |progress, run| run(progress))
+}
+
+/// [`train`] with an observer around its progress: `observe` calls what it is given, the run.
+fn train_with(
+    plan: &Plan,
+    observe: impl FnOnce(&mut Progress, Run<'_>) -> anyhow::Result<Summary>,
+) -> anyhow::Result<Summary> {
     for notice in &plan.notices {
         Ui::new().status(format_args!("note: {notice}"));
     }
@@ -66,7 +87,8 @@ pub(crate) fn train(plan: &Plan) -> anyhow::Result<Summary> {
     show(plan, &setup);
     let stop = stop_on_signals()?;
     let mut progress = Progress::new();
-    let summary = Trainer::new(plan, setup, &mut progress, &stop)?.run()?;
+    let run = |observer: &mut dyn Observer| Ok(Trainer::new(plan, setup, observer, &stop)?.run()?);
+    let summary = observe(&mut progress, Box::new(run))?;
     drop(progress);
     if !summary.interrupted {
         let peak = peak_resident().map(|b| format!(", peak memory {}", bytes(b)));

@@ -1,0 +1,196 @@
+"""The LoRA step. lowrank: whole runs of `lowrank train`, a long one less a short one, so that start
+and loading drop out. torch: steps timed inside a process that has warmed up."""
+
+import contextlib
+import json
+import math
+import shutil
+
+from .processes import Failed, Worker, available_memory, run
+from .results import at
+from .shapes import DTYPES, SHAPES, data_folder, elements, model_folder
+from .sides import Side, alternate, failures
+
+RECIPE = """\
+model_name_or_path: {model}
+bf16: {bf16}
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_target: {targets}
+lora_rank: 8
+lora_alpha: 16
+lora_dropout: 0.0
+dataset_dir: {data}
+dataset: rows
+disable_shuffling: true
+cutoff_len: {length}
+per_device_train_batch_size: {batch}
+learning_rate: 1.0e-4
+lr_scheduler_type: constant
+num_train_epochs: 1000.0
+disable_gradient_checkpointing: {no_checkpointing}
+logging_steps: 1
+save_strategy: "no"
+overwrite_output_dir: true
+output_dir: {output}
+"""
+
+
+def measure(settings, results, cell):
+    """All dtypes of a cell, taking turns if memory allows."""
+    name = "/".join(["lora", *cell])
+    if settings.resume and results.done(name):
+        return
+    print(name, flush=True)
+    found = {**cell._asdict(), "rounds": [], "complete": False, "failures": {}}
+    needed = sum(torch_memory(cell, dtype) for dtype in settings.dtypes)
+    together = needed < 0.7 * available_memory()
+    found["dtypes_alternate"] = together
+    groups = [settings.dtypes] if together else [[dtype] for dtype in settings.dtypes]
+    for group in groups:
+        rounds = measure_group(settings, results, name, cell, group, found)
+        merge(found["rounds"], rounds)
+    found["complete"] = True
+    results.put(name, found)
+
+
+def merge(all_rounds, rounds):
+    """Adds a group's rounds to those of the groups before."""
+    all_rounds.extend({} for _ in range(len(rounds) - len(all_rounds)))
+    for whole, part in zip(all_rounds, rounds):
+        whole.update(part)
+
+
+def measure_group(settings, results, name, cell, dtypes, found):
+    """Rounds of some dtypes."""
+    with contextlib.ExitStack() as stack:
+        sides, runs = [], {}
+        for dtype in dtypes:
+            for maker in (Lowrank, Torch):
+                label = f"{dtype}/{maker.NAME}"
+                try:
+                    side = runs[label] = maker(settings, cell, dtype, stack)
+                    sides.append(Side(label, side.measure, settings.limit))
+                except (Failed, OSError, LookupError, ValueError) as problem:
+                    found["failures"][label] = f"{type(problem).__name__}: {problem}"
+                    print(f"  {label} failed: {problem}", flush=True)
+
+        def store(rounds):
+            show(rounds[-1], cell)
+            partial = {**found, "rounds": [dict(r) for r in found["rounds"]]}
+            merge(partial["rounds"], rounds)
+            results.put(name, partial)
+
+        rounds = alternate(sides, settings.pairs, store)
+        found["failures"].update(failures(sides))
+        for label, side in runs.items():
+            found.setdefault("facts", {})[label] = side.facts
+        return rounds
+
+
+def show(measured, cell):
+    """A line for whoever watches."""
+    tokens = batch_of(cell)[0] * batch_of(cell)[1]
+    parts = [
+        f"{dtype} {side} {tokens / m['seconds']:.0f} tok/s {m['peak_bytes'] / 1e9:.2f} GB"
+        for dtype, sides in measured.items()
+        for side, m in sides.items()
+    ]
+    print("  " + " | ".join(parts), flush=True)
+
+
+def batch_of(cell):
+    """Rows and tokens of a row."""
+    batch, length = cell.tokens.split("x")
+    return int(batch), int(length)
+
+
+def torch_memory(cell, dtype):
+    """A guess at what torch will need, on the high side."""
+    batch, length = batch_of(cell)
+    shape, tokens = SHAPES[cell.shape], batch * length
+    bytes_each = 4 if dtype == "f32" else 2
+    logits = 4 * 4 * tokens * shape.vocabulary
+    kept = 12 * shape.hidden + 6 * shape.intermediate
+    activations = tokens * shape.layers * bytes_each * kept
+    return 0.5e9 + elements(cell.shape) * bytes_each * 1.3 + logits + activations
+
+
+class Lowrank:
+    """`lowrank train`, from outside."""
+
+    NAME = "lowrank"
+
+    def __init__(self, settings, cell, dtype, _stack):
+        batch, length = batch_of(cell)
+        folder = settings.cache / "runs" / f"{cell.shape}-{dtype}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        self.recipe, self.output = folder / "recipe.yaml", folder / "out"
+        self.binary = settings.lowrank
+        self.recipe.write_text(
+            RECIPE.format(
+                model=model_folder(settings, cell.shape, dtype),
+                bf16=str(dtype == "bf16").lower(),
+                targets=cell.targets,
+                data=data_folder(settings, length),
+                length=length,
+                batch=batch,
+                no_checkpointing=str(cell.checkpointing == "off").lower(),
+                output=self.output,
+            )
+        )
+        # Warms the file cache and says how many steps a measurement needs.
+        one, two = self.train(1), self.train(2)
+        step = max(two.seconds - one.seconds, 1e-3)
+        self.steps = min(max(math.ceil(settings.seconds / step), 2), 40)
+        log = (self.output / "trainer_log.jsonl").read_text().splitlines()
+        self.facts = {"first_loss": json.loads(log[0])["loss"]}
+
+    def train(self, steps):
+        return run([self.binary, "train", self.recipe, f"max_steps={steps}"])
+
+    def measure(self):
+        short, long = self.train(1), self.train(1 + self.steps)
+        return {
+            "seconds": (long.seconds - short.seconds) / self.steps,
+            "short_seconds": short.seconds,
+            "long_seconds": long.seconds,
+            "steps": self.steps,
+            "peak_bytes": long.peak_bytes,
+        }
+
+
+class Torch:
+    """A process with torch that has made two steps."""
+
+    NAME = "torch"
+
+    def __init__(self, settings, cell, dtype, stack):
+        batch, length = batch_of(cell)
+        question = {
+            "model": str(model_folder(settings, cell.shape, dtype)),
+            "rows": str(data_folder(settings, length) / "rows.jsonl"),
+            "dtype": DTYPES[dtype],
+            "targets": cell.targets,
+            "batch": batch,
+            "checkpointing": cell.checkpointing == "on",
+        }
+        command = [settings.python, settings.workers / "train.py"]
+        self.worker = stack.enter_context(Worker(command, question))
+        first, second = (self.worker.ask({"steps": 1}) for _ in range(2))
+        self.steps = min(max(math.ceil(settings.seconds / second["seconds"]), 1), 40)
+        self.facts = {"first_loss": first["losses"][0], **self.worker.ready}
+
+    def measure(self):
+        done = self.worker.ask({"steps": self.steps})
+        memory = self.worker.ask({"memory": True})
+        return {"seconds": done["seconds"] / self.steps, "steps": self.steps, **memory}
+
+
+def tokens_per_second(cell, measured, dtype, side):
+    """Speed of a side in a round."""
+    batch, length = batch_of(cell)
+    seconds = at(measured, dtype, side, "seconds")
+    return batch * length / seconds if seconds else None

@@ -1,0 +1,183 @@
+//! The backward pass over a range of keys of one key/value head of one sequence.
+
+use std::{
+    ops::Range,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use super::{
+    Operands, Saved, Wanted,
+    head::{Head, Tile, head_rows, lanes},
+    scratch::Scratch,
+    softmax::{self, Known},
+    tile::{Left, Rows, Size, multiply},
+    work::{Gradients, ROWS},
+};
+use crate::{Dropout, ops::Span};
+
+/// One key/value head of one sequence, and the keys of it whose gradients are sought.
+pub(super) struct Group<'a> {
+    pub(super) of: Operands<'a>,
+    pub(super) saved: Saved<'a>,
+    pub(super) wanted: Wanted,
+    pub(super) span: &'a Span,
+    pub(super) kv_head: usize,
+    pub(super) keys: Range<usize>,
+}
+
+/// Buffers of the gradients of the keys and values.
+struct Sums<'a> {
+    dk: &'a mut [f32],
+    dv: &'a mut [f32],
+}
+
+impl Group<'_> {
+    /// Adds all gradients: those of `q`, `k` and `v` by `add`, those of the bias to `dbias`.
+    pub(super) fn backward(
+        &self,
+        scratch: &mut Scratch,
+        dbias: &mut [f32],
+        to: &Mutex<Gradients<'_>>,
+    ) {
+        let shape = self.of.shape;
+        let group = shape.heads / shape.kv_heads;
+        let mut buffers = (std::mem::take(&mut scratch.dk), std::mem::take(&mut scratch.dv));
+        let keys = |wanted: bool| if wanted { self.keys.len() } else { 0 };
+        let mut sums = Sums {
+            dk: buffers.0.filled(keys(self.wanted.k) * shape.head_dim, 0.0),
+            dv: buffers.1.filled(keys(self.wanted.v) * shape.value_dim, 0.0),
+        };
+        for head in self.kv_head * group..(self.kv_head + 1) * group {
+            let head = Head { of: self.of, span: self.span, head };
+            let dropout = head.dropout();
+            let n = self.span.queries.len();
+            for rows in (0..n).step_by(ROWS).map(|first| first..(first + ROWS).min(n)) {
+                let block = Block { group: self, head, rows, dropout: dropout.as_ref() };
+                if block.backward(scratch, &mut sums, dbias) && self.wanted.q {
+                    let dq = scratch.rows.room(block.rows.len() * shape.head_dim);
+                    let first = self.span.queries.start + block.rows.start;
+                    let head = [shape.heads, shape.head_dim, head.head];
+                    locked(to).q.add(first, head, shape.scale, dq);
+                }
+            }
+        }
+        let first = self.span.keys.start + self.keys.start;
+        let head = |dim| [shape.kv_heads, dim, self.kv_head];
+        locked(to).k.add(first, head(shape.head_dim), shape.scale, sums.dk);
+        locked(to).v.add(first, head(shape.value_dim), 1.0, sums.dv);
+        (scratch.dk, scratch.dv) = buffers;
+    }
+}
+
+fn locked<'a, 'g>(gradients: &'a Mutex<Gradients<'g>>) -> MutexGuard<'a, Gradients<'g>> {
+    gradients.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A block of query rows of one head.
+struct Block<'a> {
+    group: &'a Group<'a>,
+    head: Head<'a>,
+    rows: Range<usize>,
+    dropout: Option<&'a Dropout>,
+}
+
+impl Block<'_> {
+    /// With probabilities `p`, dropout factors `f`, `D = Σ dy·y` of the row and `dp = f·(dy·vᵀ)`:
+    /// `ds = p·(dp - D)`, `dq = s·ds·k`, `dk += s·dsᵀ·q`, `dv += (f·p)ᵀ·dy`. `dq/s` is left in
+    /// `scratch.rows`; false if the rows see none of the keys.
+    fn backward(&self, scratch: &mut Scratch, sums: &mut Sums<'_>, dbias: &mut [f32]) -> bool {
+        let mut tiles = self.head.tiles(&self.rows, self.group.keys.clone()).peekable();
+        if tiles.peek().is_none() {
+            return false;
+        }
+        self.load(scratch);
+        for (i, tile) in tiles.enumerate() {
+            self.differentiate(&tile, scratch, dbias);
+            self.products(&tile, i > 0, scratch, sums);
+        }
+        true
+    }
+
+    /// What all tiles of the block read.
+    fn load(&self, scratch: &mut Scratch) {
+        let (shape, rows, saved) = (self.group.of.shape, &self.rows, &self.group.saved);
+        let lanes = lanes(rows);
+        let queries = scratch.queries.room(lanes * shape.head_dim);
+        self.head.queries(rows.start).transpose(rows.len(), shape.head_dim, shape.scale, queries);
+        let dy = self.outputs(saved.dy);
+        let transposed = scratch.dy.room(lanes * shape.value_dim);
+        dy.transpose(rows.len(), shape.value_dim, 1.0, transposed);
+        let output = self.outputs(saved.output);
+        let [max, inverse, dot] = [&mut scratch.max, &mut scratch.sum, &mut scratch.keep]
+            .map(|buffer| buffer.filled(lanes, 0.0));
+        let first = self.head.span.queries.start + rows.start;
+        for r in 0..rows.len() {
+            let at = (first + r) * shape.heads + self.head.head;
+            let row = saved.rows.get(at).copied().unwrap_or_default();
+            (max[r], inverse[r]) = (row.max, 1.0 / row.sum);
+            dot[r] = softmax::dot(dy.row(r, shape.value_dim), output.row(r, shape.value_dim));
+        }
+    }
+
+    /// This head's rows of the output or its gradient.
+    fn outputs<'x>(&self, x: &'x [f32]) -> Rows<'x> {
+        let s = self.group.of.shape;
+        let first = self.head.span.queries.start + self.rows.start;
+        head_rows(x, first, s.heads, s.value_dim, self.head.head)
+    }
+
+    /// Leaves `f·p` in `scratch.scores` and the scores' gradients in `scratch.ds`.
+    fn differentiate(&self, tile: &Tile, scratch: &mut Scratch, dbias: &mut [f32]) {
+        let (shape, lanes, len) = (self.group.of.shape, tile.lanes(), tile.len());
+        let (scores, ds) = (scratch.scores.room(len), scratch.ds.room(len));
+        let capped = shape.softcap.is_some();
+        let slopes = scratch.slopes.room(if capped { len } else { 0 });
+        let queries = scratch.queries.room(lanes * shape.head_dim);
+        self.head.scores(tile, queries, scores, slopes, &mut scratch.line);
+        let size = Size { m: tile.keys.len(), n: lanes, k: shape.value_dim };
+        let values = self.head.values(tile.keys.start).left();
+        let dy = scratch.dy.room(lanes * shape.value_dim);
+        multiply(ds, lanes, false, size, values, Rows { data: dy, stride: lanes });
+        let factors = scratch.factors.room(if self.dropout.is_some() { len } else { 0 });
+        if let Some(dropout) = self.dropout {
+            self.head.factors(dropout, tile, &mut scratch.line, factors);
+        }
+        let known = Known {
+            max: scratch.max.room(lanes),
+            inverse: scratch.sum.room(lanes),
+            dot: scratch.keep.room(lanes),
+        };
+        softmax::differentiate(scores, ds, factors, known);
+        if !dbias.is_empty() {
+            self.head.add_bias_gradient(tile, ds, &mut scratch.line, dbias);
+        }
+        softmax::scale_by(ds, slopes);
+    }
+
+    fn products(&self, tile: &Tile, keep: bool, scratch: &mut Scratch, sums: &mut Sums<'_>) {
+        let (shape, lanes, wanted) = (self.group.of.shape, tile.lanes(), self.group.wanted);
+        let (rows, keys) = (self.rows.len(), tile.keys.len());
+        let start = tile.keys.start - self.group.keys.start;
+        let ds: &[f32] = scratch.ds.room(tile.len());
+        if wanted.q {
+            let size = Size { m: rows, n: shape.head_dim, k: keys };
+            let left = Left { data: ds, row: 1, column: lanes };
+            let to = scratch.rows.room(rows * shape.head_dim);
+            let right = self.head.keys(tile.keys.start);
+            multiply(to, shape.head_dim, keep, size, left, right);
+        }
+        if wanted.k {
+            let size = Size { m: keys, n: shape.head_dim, k: rows };
+            let left = Left { data: ds, row: lanes, column: 1 };
+            let to = &mut sums.dk[start * shape.head_dim..];
+            multiply(to, shape.head_dim, true, size, left, self.head.queries(self.rows.start));
+        }
+        if wanted.v {
+            let size = Size { m: keys, n: shape.value_dim, k: rows };
+            let p = scratch.scores.room(tile.len());
+            let left = Left { data: p, row: lanes, column: 1 };
+            let to = &mut sums.dv[start * shape.value_dim..];
+            multiply(to, shape.value_dim, true, size, left, self.outputs(self.group.saved.dy));
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! The forward pass over one block of query rows of one head.
+
+use std::ops::Range;
+
+use super::{
+    SoftmaxRow,
+    head::{Head, Tile, lanes},
+    scratch::Scratch,
+    softmax::{self, LANES, Running},
+    tile::{Left, Size, multiply},
+};
+use crate::{Dropout, ops::AttentionShape};
+
+/// Where a block's results go: the first row's elements and softmax of this head, rows of all
+/// heads apart.
+pub(super) struct Place<'a> {
+    pub(super) output: &'a mut [f32],
+    pub(super) softmax: &'a mut [SoftmaxRow],
+}
+
+impl Place<'_> {
+    /// The place from its row `first` on.
+    pub(super) fn starting_at(&mut self, first: usize, shape: &AttentionShape) -> Place<'_> {
+        Place {
+            output: &mut self.output[first * shape.heads * shape.value_dim..],
+            softmax: &mut self.softmax[first * shape.heads..],
+        }
+    }
+}
+
+impl Head<'_> {
+    /// Computes a block's output in `scratch.rows` (`[rows, value_dim]`), its maxima in
+    /// `scratch.max` and its sums in `scratch.sum`.
+    pub(super) fn forward(&self, rows: &Range<usize>, scratch: &mut Scratch) {
+        let dropout = self.dropout();
+        match rows.len() {
+            1 => self.forward_row(rows.start, dropout.as_ref(), scratch),
+            _ => self.forward_rows(rows, dropout.as_ref(), scratch),
+        }
+    }
+
+    fn forward_rows(&self, rows: &Range<usize>, dropout: Option<&Dropout>, scratch: &mut Scratch) {
+        let (shape, lanes) = (self.of.shape, lanes(rows));
+        let dim = shape.value_dim;
+        let queries = scratch.queries.room(lanes * shape.head_dim);
+        self.queries(rows.start).transpose(rows.len(), shape.head_dim, shape.scale, queries);
+        let max = scratch.max.filled(lanes, f32::NEG_INFINITY);
+        let sum = scratch.sum.filled(lanes, 0.0);
+        let keep = scratch.keep.room(lanes);
+        let output = scratch.rows.filled(rows.len() * dim, 0.0);
+        for (i, tile) in self.tiles(rows, 0..usize::MAX).enumerate() {
+            let p = scratch.scores.room(tile.len());
+            self.scores(&tile, queries, p, &mut [], &mut scratch.line);
+            softmax::advance(p, Running { max, sum, keep });
+            if let Some(dropout) = dropout {
+                let factors = scratch.factors.room(tile.len());
+                self.factors(dropout, &tile, &mut scratch.line, factors);
+                softmax::scale_by(p, factors);
+            }
+            if i > 0 {
+                softmax::scale_rows(output, dim, keep);
+            }
+            let size = Size { m: rows.len(), n: dim, k: tile.keys.len() };
+            let p = Left { data: p, row: 1, column: lanes };
+            multiply(output, dim, i > 0, size, p, self.values(tile.keys.start));
+        }
+    }
+
+    /// One query row, as in decoding: keys are read as they lie, in inner products.
+    fn forward_row(&self, row: usize, dropout: Option<&Dropout>, scratch: &mut Scratch) {
+        let (shape, rows) = (self.of.shape, row..row + 1);
+        let keys = self.visible(&rows);
+        let scores = scratch.scores.room(keys.len());
+        let query = self.queries(row).row(0, shape.head_dim);
+        softmax::row_scores(query, self.keys(keys.start), shape.scale, scores);
+        if let Some(cap) = shape.softcap {
+            softmax::cap_scores(scores, &mut [], cap);
+        }
+        if let Some(bias) = self.of.bias {
+            for (key, score) in keys.clone().zip(scores.iter_mut()) {
+                let tile = Tile { rows: rows.clone(), keys: key..key + 1 };
+                let at = self.bias_index(bias.len(), &tile, 0);
+                *score += at.and_then(|at| bias.get(at)).unwrap_or(&0.0);
+            }
+        }
+        let [max, sum] = softmax::row_softmax(scores);
+        scratch.max.filled(LANES, max);
+        scratch.sum.filled(LANES, sum);
+        if let Some(dropout) = dropout {
+            let factors = scratch.factors.room(keys.len());
+            dropout.factors(self.span.queries.start + row, keys.start, factors);
+            softmax::scale_by(scores, factors);
+        }
+        let size = Size { m: 1, n: shape.value_dim, k: keys.len() };
+        let p = Left { data: scores, row: keys.len(), column: 1 };
+        let output = scratch.rows.room(shape.value_dim);
+        multiply(output, shape.value_dim, false, size, p, self.values(keys.start));
+    }
+
+    /// Puts a block's results where they belong.
+    pub(super) fn place(&self, rows: &Range<usize>, scratch: &mut Scratch, place: Place<'_>) {
+        let (heads, dim) = (self.of.shape.heads, self.of.shape.value_dim);
+        let from = scratch.rows.room(rows.len() * dim);
+        let to = place.output.chunks_mut(heads * dim);
+        for (to, from) in to.zip(from.chunks_exact(dim)) {
+            to[self.head * dim..(self.head + 1) * dim].copy_from_slice(from);
+        }
+        let (max, sum) = (scratch.max.room(rows.len()), scratch.sum.room(rows.len()));
+        let to = place.softmax.chunks_mut(heads);
+        for ((to, &max), &sum) in to.zip(max.iter()).zip(sum.iter()) {
+            to[self.head] = SoftmaxRow::of(max, sum);
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! One head of one sequence: where its rows lie, which keys a query sees, and its scores.
+
+use std::ops::Range;
+
+use super::{
+    Operands,
+    scratch::Buffer,
+    softmax::{self, LANES},
+    tile::{Left, Rows, Size, multiply},
+};
+use crate::{Dropout, ops::Span};
+
+/// Keys of a tile.
+pub(super) const KEYS: usize = 64;
+
+/// One query head of one sequence.
+#[derive(Clone, Copy)]
+pub(super) struct Head<'a> {
+    pub(super) of: Operands<'a>,
+    pub(super) span: &'a Span,
+    pub(super) head: usize,
+}
+
+/// A tile of scores: these keys (rows of the tile) by these query rows (its lanes), both counted
+/// from the start of the span.
+#[derive(Clone, Debug)]
+pub(super) struct Tile {
+    pub(super) rows: Range<usize>,
+    pub(super) keys: Range<usize>,
+}
+
+impl Tile {
+    /// Query rows, filled up to whole vectors.
+    pub(super) fn lanes(&self) -> usize {
+        lanes(&self.rows)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.keys.len() * self.lanes()
+    }
+}
+
+/// Query rows, filled up to whole vectors.
+pub(super) fn lanes(rows: &Range<usize>) -> usize {
+    rows.len().next_multiple_of(LANES)
+}
+
+/// Rows of one head of a packed tensor.
+pub(super) fn head_rows(
+    x: &[f32],
+    first: usize,
+    heads: usize,
+    dim: usize,
+    head: usize,
+) -> Rows<'_> {
+    let stride = heads * dim;
+    Rows { data: x.get(first * stride + head * dim..).unwrap_or_default(), stride }
+}
+
+impl<'a> Head<'a> {
+    fn kv_head(&self) -> usize {
+        self.head / (self.of.shape.heads / self.of.shape.kv_heads)
+    }
+
+    pub(super) fn queries(&self, row: usize) -> Rows<'a> {
+        let s = self.of.shape;
+        head_rows(self.of.q, self.span.queries.start + row, s.heads, s.head_dim, self.head)
+    }
+
+    pub(super) fn keys(&self, key: usize) -> Rows<'a> {
+        let (s, head) = (self.of.shape, self.kv_head());
+        head_rows(self.of.k, self.span.keys.start + key, s.kv_heads, s.head_dim, head)
+    }
+
+    pub(super) fn values(&self, key: usize) -> Rows<'a> {
+        let (s, head) = (self.of.shape, self.kv_head());
+        head_rows(self.of.v, self.span.keys.start + key, s.kv_heads, s.value_dim, head)
+    }
+
+    /// The keys that any of these query rows sees.
+    pub(super) fn visible(&self, rows: &Range<usize>) -> Range<usize> {
+        visible(&self.of, self.span, rows)
+    }
+
+    /// The visible tiles of a block of query rows, from the first key to the last.
+    pub(super) fn tiles(
+        &self,
+        rows: &Range<usize>,
+        among: Range<usize>,
+    ) -> impl Iterator<Item = Tile> + use<> {
+        let seen = self.visible(rows);
+        let (start, end) = (seen.start.max(among.start), seen.end.min(among.end));
+        let rows = rows.clone();
+        (start..end.max(start))
+            .step_by(KEYS)
+            .map(move |first| Tile { rows: rows.clone(), keys: first..(first + KEYS).min(end) })
+    }
+
+    /// The scores of a tile, with cap and bias; what isn't seen is -∞. `queries` are transposed and
+    /// scaled, `slopes` receives the cap's derivative unless it is empty.
+    pub(super) fn scores(
+        &self,
+        tile: &Tile,
+        queries: &[f32],
+        out: &mut [f32],
+        slopes: &mut [f32],
+        line: &mut Buffer,
+    ) {
+        let (lanes, shape) = (tile.lanes(), self.of.shape);
+        let size = Size { m: tile.keys.len(), n: lanes, k: shape.head_dim };
+        let keys = self.keys(tile.keys.start).left();
+        multiply(out, lanes, false, size, keys, Rows { data: queries, stride: lanes });
+        if let Some(cap) = shape.softcap {
+            softmax::cap_scores(out, slopes, cap);
+        }
+        if let Some(bias) = self.of.bias {
+            let line = line.room(tile.keys.len() + lanes);
+            self.bias_line(bias, tile, line);
+            for (scores, line) in out.chunks_exact_mut(lanes).zip(shifted(tile, line)) {
+                softmax::add(scores, line);
+            }
+        }
+        self.hide(tile, out);
+    }
+
+    /// What `bias` adds, from the distance of the tile's last key and first row downwards: each key
+    /// finds its rows in a window of it ([`shifted`]).
+    fn bias_line(&self, bias: &[f32], tile: &Tile, line: &mut [f32]) {
+        for (i, b) in line.iter_mut().enumerate() {
+            let at = self.bias_index(bias.len(), tile, i);
+            *b = at.and_then(|at| bias.get(at)).copied().unwrap_or_default();
+        }
+    }
+
+    pub(super) fn bias_index(&self, len: usize, tile: &Tile, i: usize) -> Option<usize> {
+        let heads = self.of.shape.heads;
+        let middle = len / heads / 2;
+        let row = (middle + tile.keys.end - 1).checked_sub(self.span.offset + tile.rows.start + i);
+        row.map(|row| row * heads + self.head)
+    }
+
+    /// Adds the gradients of a tile's scores to the head's column of `dbias`.
+    pub(super) fn add_bias_gradient(
+        &self,
+        tile: &Tile,
+        ds: &[f32],
+        line: &mut Buffer,
+        dbias: &mut [f32],
+    ) {
+        let (lanes, rows) = (tile.lanes(), tile.rows.len());
+        let line = line.filled(tile.keys.len() + lanes, 0.0);
+        for (c, ds) in ds.chunks_exact(lanes).enumerate() {
+            let start = tile.keys.len() - 1 - c;
+            softmax::add(&mut line[start..start + rows], &ds[..rows]);
+        }
+        for (i, g) in line.iter().enumerate() {
+            if let Some(to) = self.bias_index(dbias.len(), tile, i).and_then(|at| dbias.get_mut(at))
+            {
+                *to += g;
+            }
+        }
+    }
+
+    /// Sets what isn't seen to -∞: the tile's rows that see a key follow each other.
+    fn hide(&self, tile: &Tile, scores: &mut [f32]) {
+        let first = row_visible(&self.of, self.span, tile.rows.start);
+        let last = row_visible(&self.of, self.span, tile.rows.end - 1);
+        if first.end >= tile.keys.end && last.start <= tile.keys.start {
+            return;
+        }
+        let shape = self.of.shape;
+        let position = self.span.offset + tile.rows.start;
+        for (key, scores) in tile.keys.clone().zip(scores.chunks_exact_mut(tile.lanes())) {
+            let from = if shape.causal { key.saturating_sub(position) } else { 0 };
+            let to = match shape.window {
+                Some(window) => key.saturating_add(window).saturating_sub(position),
+                None => scores.len(),
+            };
+            let to = to.min(scores.len());
+            scores[..from.min(to)].fill(f32::NEG_INFINITY);
+            scores[to..].fill(f32::NEG_INFINITY);
+        }
+    }
+
+    /// Dropout factors of a tile.
+    pub(super) fn factors(
+        &self,
+        dropout: &Dropout,
+        tile: &Tile,
+        line: &mut Buffer,
+        out: &mut [f32],
+    ) {
+        let lanes = tile.lanes();
+        let line = line.room(tile.keys.len());
+        for (r, row) in tile.rows.clone().enumerate() {
+            dropout.factors(self.span.queries.start + row, tile.keys.start, line);
+            out.iter_mut().skip(r).step_by(lanes).zip(line.iter()).for_each(|(o, f)| *o = *f);
+        }
+    }
+
+    /// The stream of factors that is this head's own.
+    pub(super) fn dropout(&self) -> Option<Dropout> {
+        let own = |d: &Dropout| Dropout { key: d.key.with(self.head as u64), ..d.clone() };
+        self.of.dropout.map(own)
+    }
+}
+
+impl<'a> Rows<'a> {
+    /// The same rows as a left factor.
+    pub(super) fn left(self) -> Left<'a> {
+        Left { data: self.data, row: self.stride, column: 1 }
+    }
+
+    /// The first `len` elements of row `i`.
+    pub(super) fn row(&self, i: usize, len: usize) -> &'a [f32] {
+        let start = i * self.stride;
+        self.data.get(start..start + len).unwrap_or_default()
+    }
+
+    /// `rows` rows of `dim` elements, transposed and scaled: `[dim, lanes]`, zeros beyond `rows`.
+    pub(super) fn transpose(&self, rows: usize, dim: usize, scale: f32, out: &mut [f32]) {
+        let lanes = rows.next_multiple_of(LANES);
+        for r in 0..rows {
+            let from = self.row(r, dim);
+            out.iter_mut().skip(r).step_by(lanes).zip(from).for_each(|(o, x)| *o = x * scale);
+        }
+        for out in out.chunks_exact_mut(lanes) {
+            out[rows..].fill(0.0);
+        }
+    }
+}
+
+/// Each key's window of a line of the tile's distances.
+fn shifted<'a>(tile: &Tile, line: &'a [f32]) -> impl Iterator<Item = &'a [f32]> + use<'a> {
+    let (keys, lanes) = (tile.keys.len(), tile.lanes());
+    (0..keys).map(move |c| &line[keys - 1 - c..keys - 1 - c + lanes])
+}
+
+/// The keys that any of these query rows sees.
+pub(super) fn visible(of: &Operands<'_>, span: &Span, rows: &Range<usize>) -> Range<usize> {
+    let first = row_visible(of, span, rows.start).start;
+    let last = row_visible(of, span, rows.end - 1).end;
+    first..last.max(first)
+}
+
+/// The keys that one query row sees.
+fn row_visible(of: &Operands<'_>, span: &Span, row: usize) -> Range<usize> {
+    let position = span.offset + row;
+    let keys = span.keys.len();
+    let end = if of.shape.causal { (position + 1).min(keys) } else { keys };
+    let start = match of.shape.window {
+        Some(window) => (position + 1).saturating_sub(window),
+        None => 0,
+    };
+    start.min(end)..end
+}

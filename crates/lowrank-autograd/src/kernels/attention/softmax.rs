@@ -1,0 +1,264 @@
+//! What happens to a tile of scores between the products. A tile holds one key in each row and
+//! one query row in each lane, so that maxima and sums of a query's scores need no shuffling.
+
+use super::tile::Rows;
+use crate::kernels::simd::{exp, vectorized};
+
+/// Query rows are filled up to a multiple of this: the lanes of the widest vector.
+pub(super) const LANES: usize = 16;
+
+/// The running softmax of a block of query rows, in whole groups of lanes.
+pub(super) struct Running<'a> {
+    /// Largest score so far; -∞ before the first.
+    pub(super) max: &'a mut [f32],
+    /// Sum of `exp(score - max)` so far.
+    pub(super) sum: &'a mut [f32],
+    /// What the output so far has to be multiplied with before the next part is added.
+    pub(super) keep: &'a mut [f32],
+}
+
+vectorized! {
+    /// Turns the next scores into probabilities over all keys so far (online softmax,
+    /// arXiv:1805.02867). They are at most 1 at any time, and with `keep` the output stays a mean
+    /// of values: nothing overflows on the way to a finite result.
+    pub(super) fn advance(scores: &mut [f32], running: Running<'_>) {
+        let groups = running.max.len() / LANES;
+        let tile = scores.as_chunks_mut::<LANES>().0;
+        let max = running.max.as_chunks_mut::<LANES>().0.iter_mut();
+        let sum = running.sum.as_chunks_mut::<LANES>().0.iter_mut();
+        let keep = running.keep.as_chunks_mut::<LANES>().0.iter_mut();
+        for (group, ((max, sum), keep)) in max.zip(sum).zip(keep).enumerate() {
+            let before = *max;
+            for s in tile.iter().skip(group).step_by(groups) {
+                for i in 0..LANES {
+                    max[i] = if s[i] > max[i] { s[i] } else { max[i] };
+                }
+            }
+            let shift = max.map(|m| if m == f32::NEG_INFINITY { 0.0 } else { m });
+            let mut added = [0.0; LANES];
+            for s in tile.iter_mut().skip(group).step_by(groups) {
+                for i in 0..LANES {
+                    s[i] = exp(s[i] - shift[i]);
+                    added[i] += s[i];
+                }
+            }
+            let mut inverse = [0.0; LANES];
+            for i in 0..LANES {
+                let old = sum[i] * exp(before[i] - shift[i]);
+                sum[i] = old + added[i];
+                inverse[i] = if sum[i] == 0.0 { 0.0 } else { 1.0 / sum[i] };
+                keep[i] = old * inverse[i];
+            }
+            for s in tile.iter_mut().skip(group).step_by(groups) {
+                for i in 0..LANES {
+                    s[i] *= inverse[i];
+                }
+            }
+        }
+    }
+}
+
+/// What the backward pass knows of each query row, in whole groups of lanes.
+#[derive(Clone, Copy)]
+pub(super) struct Known<'a> {
+    pub(super) max: &'a [f32],
+    /// `1/sum`
+    pub(super) inverse: &'a [f32],
+    /// `D = Σ dy·y`
+    pub(super) dot: &'a [f32],
+}
+
+vectorized! {
+    /// `scores` become `p·f`, and `dp` (`dy·vᵀ`) becomes `ds = p·(f·dp - D)`; without dropout
+    /// `factors` is empty and `f` is 1.
+    pub(super) fn differentiate(
+        scores: &mut [f32],
+        dp: &mut [f32],
+        factors: &[f32],
+        known: Known<'_>,
+    ) {
+        let groups = known.max.len() / LANES;
+        let tile = scores.as_chunks_mut::<LANES>().0;
+        let slopes = dp.as_chunks_mut::<LANES>().0;
+        let factors = factors.as_chunks::<LANES>().0;
+        let max = known.max.as_chunks::<LANES>().0.iter();
+        let inverse = known.inverse.as_chunks::<LANES>().0.iter();
+        let dot = known.dot.as_chunks::<LANES>().0.iter();
+        for (group, ((max, inverse), dot)) in max.zip(inverse).zip(dot).enumerate() {
+            let lanes = tile.iter_mut().zip(slopes.iter_mut()).skip(group).step_by(groups);
+            if factors.is_empty() {
+                for (s, d) in lanes {
+                    for i in 0..LANES {
+                        s[i] = exp(s[i] - max[i]) * inverse[i];
+                        d[i] = s[i] * (d[i] - dot[i]);
+                    }
+                }
+            } else {
+                for ((s, d), f) in lanes.zip(factors.iter().skip(group).step_by(groups)) {
+                    for i in 0..LANES {
+                        let p = exp(s[i] - max[i]) * inverse[i];
+                        s[i] = p * f[i];
+                        d[i] = p * (d[i] * f[i] - dot[i]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+vectorized! {
+    /// `s` becomes `cap·tanh(s/cap)`; `slopes`, unless empty, the derivative.
+    pub(super) fn cap_scores(scores: &mut [f32], slopes: &mut [f32], cap: f32) {
+        let inverse = 1.0 / cap;
+        for (s, slope) in scores.iter().zip(slopes.iter_mut()) {
+            let t = tanh(*s * inverse);
+            *slope = 1.0 - t * t;
+        }
+        for s in scores.iter_mut() {
+            *s = cap * tanh(*s * inverse);
+        }
+    }
+}
+
+vectorized! {
+    /// `x *= y`
+    pub(super) fn scale_by(x: &mut [f32], y: &[f32]) {
+        x.iter_mut().zip(y).for_each(|(x, y)| *x *= y);
+    }
+}
+
+vectorized! {
+    /// `x += y`
+    pub(super) fn add(x: &mut [f32], y: &[f32]) {
+        x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+    }
+}
+
+vectorized! {
+    /// `x += factor·y`
+    pub(super) fn add_scaled(x: &mut [f32], factor: f32, y: &[f32]) {
+        x.iter_mut().zip(y).for_each(|(x, y)| *x += factor * y);
+    }
+}
+
+vectorized! {
+    /// `Σ x·y`
+    pub(super) fn dot(x: &[f32], y: &[f32]) -> f32 {
+        inner(x, y)
+    }
+}
+
+vectorized! {
+    /// Multiplies each row of `dim` elements with its factor.
+    pub(super) fn scale_rows(x: &mut [f32], dim: usize, factors: &[f32]) {
+        for (x, factor) in x.chunks_exact_mut(dim).zip(factors) {
+            x.iter_mut().for_each(|x| *x *= factor);
+        }
+    }
+}
+
+vectorized! {
+    /// The scores of one query row: one for each key.
+    pub(super) fn row_scores(query: &[f32], keys: Rows<'_>, scale: f32, out: &mut [f32]) {
+        for (key, out) in keys.data.chunks(keys.stride).zip(out) {
+            *out = scale * inner(query, &key[..query.len()]);
+        }
+    }
+}
+
+vectorized! {
+    /// Turns one row's scores into probabilities; returns their maximum and sum, of which the sum
+    /// is 0 for a row that sees nothing.
+    pub(super) fn row_softmax(scores: &mut [f32]) -> [f32; 2] {
+        let mut max = [f32::NEG_INFINITY; LANES];
+        for scores in scores.chunks(LANES) {
+            for (m, &s) in max.iter_mut().zip(scores) {
+                *m = if s > *m { s } else { *m };
+            }
+        }
+        let max = max.into_iter().fold(f32::NEG_INFINITY, f32::max);
+        let shift = if max == f32::NEG_INFINITY { 0.0 } else { max };
+        let mut sums = [0.0; LANES];
+        for scores in scores.chunks_mut(LANES) {
+            for (sum, s) in sums.iter_mut().zip(scores) {
+                *s = exp(*s - shift);
+                *sum += *s;
+            }
+        }
+        let sum: f32 = sums.into_iter().sum();
+        let inverse = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+        scores.iter_mut().for_each(|s| *s *= inverse);
+        [max, sum]
+    }
+}
+
+/// `Σ x·y` in sixteen partial sums.
+#[inline(always)]
+pub(super) fn inner(x: &[f32], y: &[f32]) -> f32 {
+    let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
+    let mut sums = [0.0; LANES];
+    for (x, y) in x.iter().zip(y) {
+        for i in 0..LANES {
+            sums[i] += x[i] * y[i];
+        }
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            sums[i] += sums[i + width];
+        }
+        width /= 2;
+    }
+    sums[0] + x_rest.iter().zip(y_rest).map(|(x, y)| x * y).sum::<f32>()
+}
+
+/// Hyperbolic tangent: a polynomial where `1 - 2/(e²ˣ + 1)` would cancel, else that; within 3 units
+/// in the last place.
+#[inline(always)]
+fn tanh(x: f32) -> f32 {
+    let square = x * x;
+    let mut p = -5.704_988_7e-3;
+    for c in [2.063_909e-2, -5.373_971_5e-2, 1.333_144_2e-1, -3.333_328e-1] {
+        p = p * square + c;
+    }
+    let near = x + x * square * p;
+    let far = (1.0 - 2.0 / (exp(2.0 * x.abs()) + 1.0)).copysign(x);
+    if x.abs() < 0.625 { near } else { far }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tanh_is_within_three_units_in_the_last_place_everywhere() {
+        for bits in (0..=u32::MAX).step_by(997) {
+            let x = f32::from_bits(bits);
+            let (got, want) = (tanh(x), f64::from(x).tanh());
+            if x.is_nan() {
+                assert!(got.is_nan(), "tanh({x})");
+                continue;
+            }
+            let rounded = want as f32;
+            let unit = f64::from(rounded.abs().next_up()) - f64::from(rounded.abs());
+            let error = (f64::from(got) - want).abs();
+            assert!(error <= 3.0 * unit, "tanh({x}) = {got}, not {want}");
+        }
+    }
+
+    #[test]
+    fn a_row_without_a_number_stays_without_and_an_empty_one_is_zero() {
+        // Lane 0 sees nothing, lane 1 a NaN, lane 2 the largest numbers, the others one key each.
+        let mut scores = [0.0; 2 * LANES];
+        [scores[0], scores[16]] = [f32::NEG_INFINITY; 2];
+        scores[17] = f32::NAN;
+        [scores[2], scores[18]] = [f32::MAX, -f32::MAX];
+        scores[19..].fill(f32::NEG_INFINITY);
+        let (mut max, mut sum, mut keep) = ([f32::NEG_INFINITY; 16], [0.0; 16], [0.0; 16]);
+        advance(&mut scores, Running { max: &mut max, sum: &mut sum, keep: &mut keep });
+        assert_eq!([scores[0], scores[16], sum[0], keep[0]], [0.0; 4]);
+        assert!(scores[1].is_nan() && scores[17].is_nan() && sum[1].is_nan());
+        assert_eq!([scores[2], scores[18]], [1.0, 0.0]);
+        assert_eq!([scores[3], scores[19], max[3], sum[3]], [1.0, 0.0, 0.0, 1.0]);
+    }
+}

@@ -1,0 +1,91 @@
+//! New buffers, filled in pieces on all threads.
+//!
+//! `vec![0.0; n]` sends a whole buffer through memory once before anything is written to it. Here
+//! each piece is zeroed just before it is filled, while it fits the first-level cache, so that it
+//! costs next to nothing and what a kernel is handed is always a plain slice.
+
+use std::mem::MaybeUninit;
+
+use rayon::prelude::*;
+
+/// Elements of a piece: two or three slices of that length fit the first-level cache.
+pub(crate) const PIECE: usize = 4096;
+
+/// How many rows of `columns` elements make a piece: at least one.
+pub(crate) fn piece_rows(columns: usize) -> usize {
+    (PIECE / columns.max(1)).max(1)
+}
+
+/// A new buffer of `len` elements in pieces of `piece`, the last of which may be shorter. `fill` is
+/// given the index of each piece's first element, and the piece, which is zero.
+pub(crate) fn filled(
+    len: usize,
+    piece: usize,
+    fill: impl Fn(usize, &mut [f32]) + Sync,
+) -> Vec<f32> {
+    let piece = piece.max(1);
+    let mut buffer = Vec::with_capacity(len);
+    let slots = pieces(&mut buffer, len, piece).enumerate();
+    slots.for_each(|(i, slots)| fill(i * piece, zeroed(slots)));
+    finish(buffer, len)
+}
+
+/// Two new buffers of one length, filled together as in [`filled`].
+pub(crate) fn filled_pair(
+    len: usize,
+    piece: usize,
+    fill: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
+) -> [Vec<f32>; 2] {
+    let piece = piece.max(1);
+    let [mut first, mut second] = [Vec::with_capacity(len), Vec::with_capacity(len)];
+    let slots = pieces(&mut first, len, piece).zip(pieces(&mut second, len, piece)).enumerate();
+    slots.for_each(|(i, (a, b))| fill(i * piece, zeroed(a), zeroed(b)));
+    [finish(first, len), finish(second, len)]
+}
+
+type Slots<'a> = rayon::slice::ChunksMut<'a, MaybeUninit<f32>>;
+
+fn pieces(buffer: &mut Vec<f32>, len: usize, piece: usize) -> Slots<'_> {
+    buffer.spare_capacity_mut()[..len].par_chunks_mut(piece)
+}
+
+#[expect(unsafe_code, reason = "memory that has just been written becomes a slice of numbers")]
+fn zeroed(slots: &mut [MaybeUninit<f32>]) -> &mut [f32] {
+    slots.fill(MaybeUninit::new(0.0));
+    // SAFETY: every slot has been written by the line above.
+    unsafe { slots.assume_init_mut() }
+}
+
+#[expect(unsafe_code, reason = "a buffer's length is set once all of it has been written")]
+fn finish(mut buffer: Vec<f32>, len: usize) -> Vec<f32> {
+    debug_assert!(buffer.is_empty() && buffer.capacity() >= len);
+    // SAFETY: the capacity is at least `len`, and `pieces` has cut all of the first `len` slots
+    // into pieces, each of which `zeroed` has written.
+    unsafe { buffer.set_len(len) };
+    buffer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_piece_is_filled_once_and_what_is_left_out_is_zero() {
+        for (len, piece) in [(0, 5), (1, 5), (5, 5), (23, 5), (10_001, 4_096), (7, 0)] {
+            let count = |start: usize, piece: &mut [f32]| {
+                assert!(piece.iter().all(|v| *v == 0.0));
+                piece.iter_mut().zip(start..).for_each(|(v, i)| *v += i as f32 + 1.0);
+            };
+            let expected: Vec<f32> = (0..len).map(|i| i as f32 + 1.0).collect();
+            assert_eq!(filled(len, piece, count), expected);
+            let [first, second] = filled_pair(len, piece, |start, a, b| {
+                count(start, b);
+                a.iter_mut().take(1).for_each(|v| *v = 2.0);
+            });
+            assert_eq!(second, expected);
+            let step = piece.max(1);
+            let expected = (0..len).map(|i| if i % step == 0 { 2.0 } else { 0.0 });
+            assert_eq!(first, expected.collect::<Vec<_>>());
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! Packing: a strip of a matrix is laid out as a tile kernel reads it, widened or rounded on the
+//! way to what the kernel multiplies.
+
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+
+use super::{
+    super::simd::{prefetch, vectorized},
+    engine::Engine,
+};
+
+/// Lines and lanes of a block that is transposed in registers.
+const BLOCK: usize = 16;
+/// How many steps ahead memory is asked for where steps lie far from each other.
+const AHEAD: usize = 16;
+
+/// What a lane of a panel holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lanes {
+    /// An f32 a step.
+    F32,
+    /// Two bf16, of two steps.
+    Bf16Pairs,
+}
+
+impl Lanes {
+    /// Elements of the inner dimension in a step.
+    pub(crate) fn per_step(self) -> usize {
+        match self {
+            Self::F32 => 1,
+            Self::Bf16Pairs => 2,
+        }
+    }
+}
+
+/// A float as it lies in memory.
+pub(crate) trait Element: Copy + Sync + 'static {
+    /// `to = scale·from`, as far as `from` goes.
+    fn widen(from: &[Self], scale: f32, to: &mut [f32]);
+    /// The nearest bf16 of each scaled element, as bits, as far as `from` goes.
+    fn narrow(from: &[Self], scale: f32, to: &mut [u16]);
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn widen(from: &[Self], scale: f32, to: &mut [f32]) {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = scale * from);
+    }
+
+    #[inline(always)]
+    fn narrow(from: &[Self], scale: f32, to: &mut [u16]) {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = nearest_bf16(scale * from));
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn widen(from: &[Self], scale: f32, to: &mut [f32]) {
+        let wide = |v: &bf16| scale * f32::from_bits(u32::from(v.to_bits()) << 16);
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = wide(from));
+    }
+
+    #[inline(always)]
+    fn narrow(from: &[Self], scale: f32, to: &mut [u16]) {
+        if scale == 1.0 {
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = from.to_bits());
+        } else {
+            let scaled = |v: &bf16| nearest_bf16(scale * v.to_f32());
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = scaled(from));
+        }
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    fn widen(from: &[Self], scale: f32, to: &mut [f32]) {
+        let len = from.len().min(to.len());
+        if let (Some(from), Some(to)) = (from.get(..len), to.get_mut(..len)) {
+            from.convert_to_f32_slice(to);
+            to.iter_mut().for_each(|to| *to *= scale);
+        }
+    }
+
+    #[inline(always)]
+    fn narrow(from: &[Self], scale: f32, to: &mut [u16]) {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = nearest_bf16(scale * from.to_f32()));
+    }
+}
+
+/// The bits of the nearest bf16, ties to even; a NaN stays one.
+#[inline(always)]
+fn nearest_bf16(v: f32) -> u16 {
+    let bits = v.to_bits();
+    let rounded = (bits.wrapping_add(0x7FFF + ((bits >> 16) & 1)) >> 16) as u16;
+    let quiet = (bits >> 16) as u16 | 0x40;
+    if v.is_nan() { quiet } else { rounded }
+}
+
+/// A matrix seen as lines (rows of the left factor, columns of the right one) along the inner
+/// dimension.
+#[derive(Clone, Copy)]
+pub(crate) struct Lines<'a, T> {
+    pub(crate) data: &'a [T],
+    /// From one line to the next.
+    pub(crate) line_stride: usize,
+    /// From one step of the inner dimension to the next.
+    pub(crate) step_stride: usize,
+}
+
+/// What part of a matrix a panel holds, and how.
+#[derive(Clone, Copy)]
+pub(crate) struct Strip {
+    pub(crate) first_line: usize,
+    pub(crate) lines: usize,
+    /// First and number of elements of the inner dimension.
+    pub(crate) first: usize,
+    pub(crate) len: usize,
+    /// Lanes from one step to the next; those beyond `lines` are zeros.
+    pub(crate) width: usize,
+    pub(crate) lanes: Lanes,
+    /// Factor of every element.
+    pub(crate) scale: f32,
+}
+
+impl Strip {
+    /// Steps of the panel.
+    pub(crate) fn steps(&self) -> usize {
+        self.len.div_ceil(self.lanes.per_step())
+    }
+}
+
+/// Packs a strip into `out`, which has room for its steps.
+pub(crate) fn pack<T: Element>(engine: Engine, from: Lines<'_, T>, strip: Strip, out: &mut [u32]) {
+    let out = &mut out[..strip.steps() * strip.width];
+    match (from.step_stride, from.line_stride, strip.lanes) {
+        (1, _, lanes) => along_lines(engine, from, strip, lanes, out),
+        (_, 1, Lanes::F32) => across_lines(from, strip, out),
+        (_, 1, Lanes::Bf16Pairs) => across_lines_in_pairs(from, strip, out),
+        _ => one_by_one(from, strip, out),
+    }
+}
+
+vectorized! {
+    /// Lines lie contiguous: blocks of 16 of them are transposed.
+    fn along_lines[T: Element](
+        engine: Engine, from: Lines<'_, T>, strip: Strip, lanes: Lanes, out: &mut [u32],
+    ) {
+        let per_block = BLOCK * lanes.per_step();
+        let steps = strip.steps();
+        for line in (0..strip.width).step_by(BLOCK) {
+            let width = BLOCK.min(strip.width - line);
+            let there = strip.lines.saturating_sub(line).min(width);
+            for step in (0..steps).step_by(BLOCK) {
+                let start = step * lanes.per_step();
+                let len = per_block.min(strip.len - start);
+                let mut block = Block([[0; BLOCK]; BLOCK]);
+                for (i, to) in block.0.iter_mut().enumerate().take(there) {
+                    let at = (strip.first_line + line + i) * from.line_stride + strip.first + start;
+                    let source = from.data.get(at..at + len).unwrap_or_default();
+                    fill(source, lanes, strip.scale, to);
+                }
+                let whole = steps - step >= BLOCK;
+                let rest = out.get_mut(step * strip.width + line..).unwrap_or_default();
+                if whole {
+                    transpose(engine, &block, rest, strip.width, width);
+                } else {
+                    let mut buffer = [0; BLOCK * BLOCK];
+                    transpose(engine, &block, &mut buffer, BLOCK, width);
+                    for (to, from) in rest.chunks_mut(strip.width).zip(buffer.chunks_exact(BLOCK)) {
+                        to[..width].copy_from_slice(&from[..width]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[repr(align(64))]
+struct Block([[u32; BLOCK]; BLOCK]);
+
+#[inline(always)]
+fn fill<T: Element>(from: &[T], lanes: Lanes, scale: f32, to: &mut [u32; BLOCK]) {
+    match lanes {
+        Lanes::F32 => {
+            let mut wide = [0.0; BLOCK];
+            match from.first_chunk::<BLOCK>() {
+                Some(from) => T::widen(from, scale, &mut wide),
+                None => T::widen(from, scale, &mut wide),
+            }
+            to.iter_mut().zip(&wide).for_each(|(to, v)| *to = v.to_bits());
+        }
+        Lanes::Bf16Pairs => {
+            let mut narrow = [0; 2 * BLOCK];
+            match from.first_chunk::<{ 2 * BLOCK }>() {
+                Some(from) => T::narrow(from, scale, &mut narrow),
+                None => T::narrow(from, scale, &mut narrow),
+            }
+            for (to, pair) in to.iter_mut().zip(narrow.as_chunks::<2>().0) {
+                *to = u32::from(pair[0]) | u32::from(pair[1]) << 16;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+#[cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "transposition in vector registers")
+)]
+fn transpose(engine: Engine, block: &Block, out: &mut [u32], stride: usize, width: usize) {
+    assert!(out.len() >= (BLOCK - 1) * stride + width, "a block doesn't fit");
+    #[cfg(target_arch = "x86_64")]
+    match engine {
+        // SAFETY: the assertion leaves room, and the engine exists where it is chosen.
+        Engine::Avx512 | Engine::Avx512Bf16 => unsafe {
+            return super::tile::transpose_avx512(&block.0, out.as_mut_ptr(), stride, width);
+        },
+        // SAFETY: as above.
+        Engine::Avx2 => unsafe {
+            return super::tile::transpose_avx2(&block.0, out.as_mut_ptr(), stride, width);
+        },
+        Engine::Portable => {}
+    }
+    for (step, to) in out.chunks_mut(stride).enumerate().take(BLOCK) {
+        to.iter_mut().zip(&block.0).take(width).for_each(|(to, line)| *to = line[step]);
+    }
+}
+
+vectorized! {
+    /// Steps lie contiguous: each is copied.
+    fn across_lines[T: Element](from: Lines<'_, T>, strip: Strip, out: &mut [u32]) {
+        let mut wide = [0.0; 32];
+        for (step, to) in out.chunks_exact_mut(strip.width).enumerate() {
+            let at = (strip.first + step) * from.step_stride + strip.first_line;
+            for line in (0..strip.lines).step_by(64 / size_of::<T>()) {
+                prefetch(from.data, at + AHEAD * from.step_stride + line);
+            }
+            let source = from.data.get(at..at + strip.lines).unwrap_or_default();
+            for (to, from) in to.chunks_mut(32).zip(source.chunks(32)) {
+                match from.first_chunk::<32>() {
+                    Some(from) => T::widen(from, strip.scale, &mut wide),
+                    None => {
+                        wide = [0.0; 32];
+                        T::widen(from, strip.scale, &mut wide);
+                    }
+                }
+                to.iter_mut().zip(&wide).for_each(|(to, v)| *to = v.to_bits());
+            }
+            to.get_mut(strip.lines..).unwrap_or_default().fill(0);
+        }
+    }
+}
+
+vectorized! {
+    /// Steps lie contiguous, and two of them are woven into one.
+    fn across_lines_in_pairs[T: Element](from: Lines<'_, T>, strip: Strip, out: &mut [u32]) {
+        let mut halves = [[0_u16; 32]; 2];
+        for (step, to) in out.chunks_exact_mut(strip.width).enumerate() {
+            let source = |i: usize| {
+                let there = 2 * step + i < strip.len;
+                let at = (strip.first + 2 * step + i) * from.step_stride + strip.first_line;
+                prefetch(from.data, at + AHEAD * from.step_stride);
+                let whole = from.data.get(at..at + strip.lines).filter(|_| there);
+                whole.unwrap_or_default()
+            };
+            let sources = [source(0), source(1)];
+            for (chunk, to) in to.chunks_mut(32).enumerate() {
+                for (half, source) in halves.iter_mut().zip(sources) {
+                    let rest = source.get(32 * chunk..).unwrap_or_default();
+                    match rest.first_chunk::<32>() {
+                        Some(from) => T::narrow(from, strip.scale, half),
+                        None => {
+                            *half = [0; 32];
+                            T::narrow(rest, strip.scale, half);
+                        }
+                    }
+                }
+                for (to, (low, high)) in to.iter_mut().zip(halves[0].iter().zip(&halves[1])) {
+                    *to = u32::from(*low) | u32::from(*high) << 16;
+                }
+            }
+        }
+    }
+}
+
+/// Neither lies contiguous.
+fn one_by_one<T: Element>(from: Lines<'_, T>, strip: Strip, out: &mut [u32]) {
+    let per_step = strip.lanes.per_step();
+    for (step, to) in out.chunks_exact_mut(strip.width).enumerate() {
+        for (line, to) in to.iter_mut().enumerate() {
+            let element = |i: usize| {
+                let inner = step * per_step + i;
+                let at = (strip.first_line + line) * from.line_stride
+                    + (strip.first + inner) * from.step_stride;
+                let there = line < strip.lines && inner < strip.len;
+                from.data.get(at..at + 1).filter(|_| there).unwrap_or_default()
+            };
+            *to = match strip.lanes {
+                Lanes::F32 => {
+                    let mut wide = [0.0];
+                    T::widen(element(0), strip.scale, &mut wide);
+                    wide[0].to_bits()
+                }
+                Lanes::Bf16Pairs => {
+                    let mut pair = [[0]; 2];
+                    pair.iter_mut()
+                        .enumerate()
+                        .for_each(|(i, to)| T::narrow(element(i), strip.scale, to));
+                    u32::from(pair[0][0]) | u32::from(pair[1][0]) << 16
+                }
+            };
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Every engine that this machine has, against plain sums in f64, over odd sizes.
+
+use half::{bf16, f16};
+
+use super::*;
+use crate::Key;
+
+/// `rows × columns` numbers as they are after rounding to a dtype, with its memory.
+enum Memory {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+    F16(Vec<f16>),
+}
+
+impl Memory {
+    fn elements(&self) -> Elements<'_> {
+        match self {
+            Self::F32(data) => Elements::F32(data),
+            Self::Bf16(data) => Elements::Bf16(data),
+            Self::F16(data) => Elements::F16(data),
+        }
+    }
+
+    fn get(&self, i: usize) -> f64 {
+        match self {
+            Self::F32(data) => f64::from(data[i]),
+            Self::Bf16(data) => data[i].to_f64(),
+            Self::F16(data) => data[i].to_f64(),
+        }
+    }
+}
+
+fn numbers(seed: u64, n: usize) -> Vec<f32> {
+    Key::new(seed).normals(n)
+}
+
+/// Where lines and steps of a matrix of `lines × inner` lie, three ways.
+fn layouts(lines: usize, inner: usize) -> [(usize, usize, usize); 3] {
+    let (l, i) = (lines.max(1), inner.max(1));
+    [(i + 3, 1, l * (i + 3)), (1, l + 5, i * (l + 5)), (2 * i + 1, 2, l * (2 * i + 1))]
+}
+
+struct Case {
+    m: usize,
+    n: usize,
+    k: usize,
+    r: usize,
+    add: bool,
+    bias: bool,
+    scale: f32,
+}
+
+impl Case {
+    fn check(&self, engine: Option<Engine>, a_layout: usize, b_layout: usize, dtype: usize) {
+        let Self { m, n, k, r, .. } = *self;
+        let (als, ass, alen) = layouts(m, k)[a_layout];
+        let (bls, bss, blen) = layouts(n, k)[b_layout];
+        let a = numbers(1, alen);
+        let plain = numbers(2, blen);
+        let b = match dtype {
+            0 => Memory::F32(plain),
+            1 => Memory::Bf16(plain.iter().map(|v| bf16::from_f32(*v)).collect()),
+            _ => Memory::F16(plain.iter().map(|v| f16::from_f32(*v)).collect()),
+        };
+        let (left, right, bias) = (numbers(3, m * r), numbers(4, n * r), numbers(5, n));
+        let stride = n + 3;
+        let before = numbers(6, m * stride);
+        let factor = |elements, lines, line_stride, step_stride| Factor {
+            elements,
+            lines,
+            inner: k,
+            line_stride,
+            step_stride,
+        };
+        let tail = (View::new(&left, m, r).by_rows(), View::new(&right, n, r).by_rows());
+        let tails = [tail];
+        let job = Job {
+            a: factor(Elements::F32(&a), m, als, ass),
+            b: factor(b.elements(), n, bls, bss),
+            scale: self.scale,
+            add: self.add,
+            bias: self.bias.then_some(&bias),
+            tails: if r > 0 { &tails } else { &[] },
+            parallel: true,
+        };
+        let mut got = before.clone();
+        run(job, engine, &mut got, stride);
+        // Pairs of bf16 round the left factor as well.
+        let rounds = dtype == 1 && engine.is_none_or(|engine| engine == Engine::Avx512Bf16);
+        for row in 0..m {
+            for column in 0..stride {
+                let at = row * stride + column;
+                if column >= n {
+                    assert_eq!(got[at], before[at], "written beyond the target");
+                    continue;
+                }
+                let terms = (0..k)
+                    .map(|i| f64::from(a[row * als + i * ass]) * b.get(column * bls + i * bss));
+                let size: f64 = terms.clone().map(f64::abs).sum();
+                let mut want = f64::from(self.scale) * terms.sum::<f64>();
+                want += if self.add { f64::from(before[at]) } else { 0.0 };
+                want += if self.bias { f64::from(bias[column]) } else { 0.0 };
+                let tail = |i| f64::from(left[row * r + i]) * f64::from(right[column * r + i]);
+                want += (0..r).map(tail).sum::<f64>();
+                let relative = if rounds { 4e-3 } else { 1e-6 };
+                let bound = relative * (1.0 + size) + 1e-5;
+                let got = f64::from(got[at]);
+                assert!(
+                    (got - want).abs() <= bound,
+                    "{engine:?} {m}×{n}×{k}+{r} layouts {a_layout} {b_layout} dtype {dtype} at \
+                     {row},{column}: {got}, not {want}"
+                );
+            }
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "products take the target as a pointer")]
+fn run(job: Job<'_>, engine: Option<Engine>, to: &mut [f32], stride: usize) {
+    assert!(job.a.lines == 0 || to.len() >= (job.a.lines - 1) * stride + job.b.lines);
+    // SAFETY: every row lies inside `to`, and only engines of this machine are asked for.
+    unsafe {
+        match engine {
+            None => job.run_into(to.as_mut_ptr(), stride),
+            Some(Engine::Portable) => job.run_anywhere(to.as_mut_ptr(), stride),
+            #[cfg(target_arch = "x86_64")]
+            Some(engine) => job.run_packed(engine, to.as_mut_ptr(), stride),
+            #[cfg(not(target_arch = "x86_64"))]
+            Some(_) => {}
+        }
+    }
+}
+
+fn case(m: usize, n: usize, k: usize, r: usize) -> Case {
+    Case { m, n, k, r, add: false, bias: false, scale: 1.0 }
+}
+
+#[test]
+fn every_engine_multiplies_odd_sizes_in_every_layout_and_dtype() {
+    let sizes = [(1, 1, 1), (2, 3, 5), (14, 32, 16), (15, 33, 17), (29, 70, 47), (45, 31, 96)];
+    for engine in Engine::all() {
+        for (m, n, k) in sizes {
+            for layouts in 0..9 {
+                // Weights lie contiguous, one way or the other.
+                let dtypes = if layouts % 3 == 2 { 0..1 } else { 0..3 };
+                for dtype in dtypes {
+                    case(m, n, k, 0).check(Some(engine), layouts / 3, layouts % 3, dtype);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bias_tails_and_what_stood_there_are_added() {
+    for engine in Engine::all() {
+        for dtype in 0..3 {
+            let all = Case { add: true, bias: true, scale: 0.5, ..case(31, 65, 33, 8) };
+            all.check(Some(engine), 0, 0, dtype);
+            Case { bias: true, ..case(17, 40, 20, 3) }.check(Some(engine), 0, 1, dtype);
+            Case { add: true, ..case(16, 64, 18, 16) }.check(Some(engine), 1, 0, dtype);
+        }
+    }
+}
+
+#[test]
+fn inner_dimensions_and_rows_beyond_a_block_are_added_up() {
+    for engine in Engine::all() {
+        for dtype in 0..2 {
+            Case { bias: true, ..case(5, 35, 1601, 8) }.check(Some(engine), 0, 0, dtype);
+            case(701, 34, 33, 4).check(Some(engine), 0, 1, dtype);
+            case(200, 200, 100, 0).check(Some(engine), 0, 0, dtype);
+        }
+    }
+}
+
+#[test]
+fn few_rows_on_either_side_take_the_way_of_inner_products() {
+    for few in 1..=9 {
+        for dtype in 0..3 {
+            let terms = Case { add: true, bias: true, scale: 2.0, ..case(few, 513, 77, 3) };
+            terms.check(None, 0, 0, dtype);
+            case(few, 300, 1030, 0).check(None, 0, 0, dtype);
+            case(few, 300, 130, 2).check(None, 0, 1, dtype);
+        }
+        case(530, few, 131, 0).check(None, 0, 0, 0);
+    }
+}
+
+#[test]
+fn nothing_to_multiply_leaves_zeros_or_the_bias() {
+    for engine in Engine::all() {
+        case(3, 5, 0, 0).check(Some(engine), 0, 0, 0);
+        Case { bias: true, ..case(3, 5, 0, 2) }.check(Some(engine), 0, 0, 0);
+    }
+    case(0, 5, 3, 0).check(None, 0, 0, 0);
+    case(5, 0, 3, 0).check(None, 0, 0, 0);
+}

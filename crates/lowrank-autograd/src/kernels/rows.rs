@@ -1,0 +1,76 @@
+//! Copies of rows and columns, and sums of rows that belong to the same place.
+
+use std::ops::Range;
+
+use super::{
+    buffer::{filled, piece_rows},
+    simd::vectorized,
+};
+
+/// `n` new rows of `d` elements; `write(i, row)` writes one, which is zero before.
+pub(crate) fn gather(n: usize, d: usize, write: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    filled(n * d, piece_rows(d) * d, |start, rows| {
+        for (i, row) in rows.chunks_exact_mut(d).enumerate() {
+            write(start / d + i, row);
+        }
+    })
+}
+
+/// `n` rows of `d` elements: row `j` is the sum of those rows of `from` whose `to` is `j`, in
+/// their order.
+pub(crate) fn scatter_add(
+    from: &[f32],
+    to: impl Iterator<Item = usize>,
+    n: usize,
+    d: usize,
+) -> Vec<f32> {
+    vectorized! {
+        fn add(sums: &mut [f32], row: &[f32]) {
+            for (s, v) in sums.iter_mut().zip(row) {
+                *s += v;
+            }
+        }
+    }
+    let mut places: Vec<(usize, usize)> = to.enumerate().map(|(i, j)| (j, i)).collect();
+    places.sort_unstable(); // by place, then in the order of `from`
+    filled(n * d, piece_rows(d) * d, |start, rows| {
+        let first = start / d;
+        let mut due = places[places.partition_point(|(j, _)| *j < first)..].iter().peekable();
+        for (j, sums) in (first..).zip(rows.chunks_exact_mut(d)) {
+            while let Some((_, i)) = due.next_if(|(place, _)| *place == j) {
+                add(sums, &from[i * d..(i + 1) * d]);
+            }
+        }
+    })
+}
+
+/// Columns `range` of `n` rows of `d` elements.
+pub(crate) fn columns(x: &[f32], n: usize, d: usize, range: &Range<usize>) -> Vec<f32> {
+    gather(n, range.len(), |i, row| row.copy_from_slice(&x[i * d..][range.clone()]))
+}
+
+/// `n` rows of `d` elements that are 0 except in the columns `range`, where they are `y`.
+pub(crate) fn spread_columns(y: &[f32], n: usize, d: usize, range: &Range<usize>) -> Vec<f32> {
+    let width = range.len();
+    gather(n, d, |i, row| row[range.clone()].copy_from_slice(&y[i * width..][..width]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_without_elements_are_no_rows() {
+        assert!(gather(3, 0, |_, _| {}).is_empty());
+        assert!(columns(&[1.0, 2.0], 2, 1, &(1..1)).is_empty());
+        assert_eq!(spread_columns(&[], 2, 1, &(1..1)), [0.0, 0.0]);
+        assert!(scatter_add(&[], [0, 0].into_iter(), 2, 0).is_empty());
+    }
+
+    #[test]
+    fn sums_are_in_the_order_of_their_terms() {
+        let from = [1e8, 1.0, 5.0, -1e8, 1.0];
+        let found = scatter_add(&from, [2, 2, 0, 2, 2].into_iter(), 4, 1);
+        assert_eq!(found, [5.0, 0.0, 1.0, 0.0]);
+    }
+}
