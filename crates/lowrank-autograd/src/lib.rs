@@ -9,6 +9,7 @@
 
 mod error;
 mod gradients;
+mod kept;
 pub mod kernels;
 pub mod ops;
 mod parameter;

@@ -38,10 +38,10 @@ where
         let mut found = tape::backward(&output, dy, gradients)?;
         Ok(inputs.iter().map(|v| v.node().and_then(|n| found.remove(&n.number()))).collect())
     });
-    Ok(Value::with_node(output.data().clone(), Node::operation("recompute", inputs, backward)))
+    Ok(output.at(Node::operation("recompute", inputs, backward)))
 }
 
 fn as_inputs(kept: Vec<Value>, needs: &[bool]) -> Vec<Value> {
-    let on_tape = |v: &Value| Value::with_node(v.data().clone(), Node::input());
+    let on_tape = |v: &Value| v.at(Node::input());
     kept.into_iter().zip(needs).map(|(v, needed)| if *needed { on_tape(&v) } else { v }).collect()
 }

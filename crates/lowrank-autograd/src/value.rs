@@ -6,6 +6,7 @@ use candle_core::Tensor;
 
 use crate::{
     Error, Gradients, Result,
+    kept::Half,
     tape::{Backward, Node},
 };
 
@@ -14,6 +15,8 @@ use crate::{
 pub struct Value {
     data: Tensor,
     trace: Trace,
+    /// Set where weights of bf16 lead here: see [`Kept`](crate::kept::Kept).
+    half: Option<Half>,
 }
 
 /// What leads to a value.
@@ -31,18 +34,18 @@ enum Trace {
 impl Value {
     /// A value that nothing trainable leads to: operations on it record and save nothing.
     pub fn constant(data: Tensor) -> Self {
-        Self { data, trace: Trace::Constant }
+        Self { data, trace: Trace::Constant, half: None }
     }
 
     pub(crate) fn with_node(data: Tensor, node: Arc<Node>) -> Self {
-        Self { data, trace: Trace::Recorded(node) }
+        Self { data, trace: Trace::Recorded(node), half: None }
     }
 
     /// An input of a block that isn't to be recorded: neither is any operation that it leads to,
     /// while [`Value::needs_gradient`] of their results is what it would be.
     pub(crate) fn unrecorded(&self) -> Self {
         let trace = Trace::Unrecorded { trains: self.needs_gradient() };
-        Self { data: self.data.clone(), trace }
+        Self { data: self.data.clone(), trace, half: self.half.clone() }
     }
 
     pub(crate) fn is_unrecorded(&self) -> bool {
@@ -73,12 +76,36 @@ impl Value {
 
     /// The same place on the tape, with the tensor laid out row by row as kernels read it.
     pub(crate) fn contiguous(&self) -> Result<Self> {
-        Ok(Self { data: self.data.contiguous()?, trace: self.trace.clone() })
+        Ok(Self { data: self.data.contiguous()?, ..self.clone() })
     }
 
     /// The same tensor, cut off from the tape.
     pub fn detach(&self) -> Self {
-        Self::constant(self.data.clone())
+        Self { trace: Trace::Constant, ..self.clone() }
+    }
+
+    /// The same tensor at another place of the tape.
+    pub(crate) fn at(&self, node: Arc<Node>) -> Self {
+        Self { trace: Trace::Recorded(node), ..self.clone() }
+    }
+
+    /// The value as one that may be kept in bf16, as results of bf16 weights are.
+    pub(crate) fn halved(self) -> Self {
+        Self { half: Some(Half::default()), ..self }
+    }
+
+    /// The value with the bf16 version of another one of the same numbers.
+    pub(crate) fn with_half_of(self, same: &Self) -> Self {
+        Self { half: same.half.clone(), ..self }
+    }
+
+    pub(crate) fn half(&self) -> Option<&Half> {
+        self.half.as_ref()
+    }
+
+    /// A place for the bf16 version of what these lead to.
+    fn half_of(parents: &[&Value]) -> Option<Half> {
+        parents.iter().any(|p| p.half.is_some()).then(Half::default)
     }
 
     /// The result of an operation on a fixed number of parents.
@@ -96,12 +123,13 @@ impl Value {
     where
         B: FnOnce(Tensor) -> Result<[Option<Tensor>; N]> + Send + 'static,
     {
+        let half = Self::half_of(&parents);
         if let Some(trace) = Self::without_record(&parents) {
-            return Self { data, trace };
+            return Self { data, trace, half };
         }
         let backward = save(parents.map(Value::needs_gradient));
         let backward: Backward = Box::new(move |dy, _| Ok(backward(dy)?.into()));
-        Value::with_node(data, Node::operation(op, &parents, backward))
+        Value { data, trace: Trace::Recorded(Node::operation(op, &parents, backward)), half }
     }
 
     /// [`Value::record`] for a number of parents that is known only at run time.
@@ -114,13 +142,14 @@ impl Value {
     where
         B: FnOnce(Tensor) -> Result<Vec<Option<Tensor>>> + Send + 'static,
     {
+        let half = Self::half_of(parents);
         if let Some(trace) = Self::without_record(parents) {
-            return Self { data, trace };
+            return Self { data, trace, half };
         }
         let needs: Vec<bool> = parents.iter().map(|p| p.needs_gradient()).collect();
         let backward = save(&needs);
         let backward: Backward = Box::new(move |dy, _| backward(dy));
-        Value::with_node(data, Node::operation(op, parents, backward))
+        Value { data, trace: Trace::Recorded(Node::operation(op, parents, backward)), half }
     }
 
     /// The trace of an operation's result where there is nothing to record.

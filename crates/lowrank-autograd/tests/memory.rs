@@ -132,6 +132,21 @@ fn a_trained_matrix_saves_its_input() {
 }
 
 #[test]
+fn what_comes_from_bf16_weights_is_kept_in_bf16() {
+    alone(|| {
+        for (dtype, eighths) in [(DType::F32, 16), (DType::BF16, 8)] {
+            let ones = Tensor::ones((D, D), dtype, &Device::Cpu).expect("a tensor");
+            let w = Weight::from_tensor(&ones).expect("a weight");
+            let found = saved(true, |x| {
+                let project = || ops::linear(&x, Matrix::Frozen(&w), None, Vec::new());
+                ops::gated(&project()?, &project()?, Activation::Silu)
+            });
+            assert_eq!(found, eighths, "{dtype:?}: gate and up");
+        }
+    });
+}
+
+#[test]
 fn operations_on_frozen_values_save_nothing() {
     alone(|| {
         let w = parameter(&[D]);

@@ -1,12 +1,13 @@
 //! Sums, scalings and their like over whole tensors.
 
 use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Tensor};
+use half::bf16;
 use rayon::prelude::*;
 
 use super::{
     F32,
     buffer::{PIECE, filled, piece_rows},
-    simd::vectorized,
+    simd::{nearest_bf16, vectorized},
 };
 use crate::Result;
 
@@ -40,6 +41,32 @@ pub(crate) fn zip(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> V
         let range = start..start + y.len();
         run(y, &a[range.clone()], &b[range], &f);
     })
+}
+
+/// The nearest bf16 of every element.
+pub(crate) fn narrowed(x: &[f32]) -> Vec<bf16> {
+    vectorized! {
+        fn run(y: &mut [bf16], x: &[f32]) {
+            for (y, x) in y.iter_mut().zip(x) {
+                *y = bf16::from_bits(nearest_bf16(*x));
+            }
+        }
+    }
+    let mut y = vec![bf16::ZERO; x.len()];
+    y.par_chunks_mut(PIECE).zip(x.par_chunks(PIECE)).for_each(|(y, x)| run(y, x));
+    y
+}
+
+/// Every element in f32.
+pub(crate) fn widened(x: &[bf16]) -> Vec<f32> {
+    vectorized! {
+        fn run(y: &mut [f32], x: &[bf16]) {
+            for (y, x) in y.iter_mut().zip(x) {
+                *y = f32::from_bits(u32::from(x.to_bits()) << 16);
+            }
+        }
+    }
+    filled(x.len(), PIECE, |start, y| run(y, &x[start..start + y.len()]))
 }
 
 /// [`zip`] of two f32 tensors of one shape.

@@ -111,6 +111,15 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
+/// The bits of the nearest bf16, ties to even; a NaN stays one.
+#[inline(always)]
+pub(crate) fn nearest_bf16(v: f32) -> u16 {
+    let bits = v.to_bits();
+    let rounded = (bits.wrapping_add(0x7FFF + ((bits >> 16) & 1)) >> 16) as u16;
+    let quiet = (bits >> 16) as u16 | 0x40;
+    if v.is_nan() { quiet } else { rounded }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,6 +5,7 @@ use candle_core::Tensor;
 
 use crate::{
     Result, Value,
+    kept::Kept,
     kernels::{F32, activation as kernel, check_dims, tensor},
     profile,
 };
@@ -55,10 +56,12 @@ pub fn activation(x: &Value, f: Activation) -> Result<Value> {
     let _time = profile::scope("activation");
     const OP: &str = "activation";
     let x_data = x.data().contiguous()?;
-    let y = tensor(kernel::activation(f, &F32::of(OP, &x_data)?), x.dims())?;
+    let elements = F32::of(OP, &x_data)?;
+    let y = tensor(kernel::activation(f, &elements), x.dims())?;
     Ok(Value::record(OP, y, [x], |_| {
+        let kept = Kept::of(x, &x_data, &elements);
         move |dy: Tensor| {
-            let dy = dy.contiguous()?;
+            let (dy, x_data) = (dy.contiguous()?, kept.tensor()?);
             let dx = kernel::activation_gradient(f, &F32::of(OP, &x_data)?, &F32::of(OP, &dy)?);
             Ok([Some(tensor(dx, x_data.dims())?)])
         }
@@ -74,11 +77,14 @@ pub fn gated(gate: &Value, up: &Value, f: Activation) -> Result<Value> {
     const OP: &str = "gated";
     check_dims(OP, "the second operand", up.data(), gate.dims())?;
     let (g_data, u_data) = (gate.data().contiguous()?, up.data().contiguous()?);
-    let y = kernel::gated(f, &F32::of(OP, &g_data)?, &F32::of(OP, &u_data)?);
+    let (g, u) = (F32::of(OP, &g_data)?, F32::of(OP, &u_data)?);
+    let y = kernel::gated(f, &g, &u);
     Ok(Value::record(OP, tensor(y, gate.dims())?, [gate, up], |[need_g, need_u]| {
-        let u_data = need_g.then_some(u_data); // only the gate's gradient reads it
+        let kept_g = Kept::of(gate, &g_data, &g);
+        let kept_u = need_g.then(|| Kept::of(up, &u_data, &u)); // only the gate's gradient reads it
         move |dy: Tensor| {
-            let dy = dy.contiguous()?;
+            let (dy, g_data) = (dy.contiguous()?, kept_g.tensor()?);
+            let u_data = kept_u.map(|kept| kept.tensor()).transpose()?;
             let dims = g_data.dims();
             let (g, dy) = (F32::of(OP, &g_data)?, F32::of(OP, &dy)?);
             let Some(u) = &u_data else {

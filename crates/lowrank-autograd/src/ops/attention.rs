@@ -10,6 +10,7 @@ use candle_core::Tensor;
 
 use crate::{
     Dropout, Error, Result, Value,
+    kept::Kept,
     kernels::{
         F32,
         attention::{self, Operands, Saved, SoftmaxRow, Wanted},
@@ -95,12 +96,22 @@ pub fn attention(
         run(q.data(), k.data(), v.data(), bias.map(Value::data), shape, spans, &dropout)?;
     let output = tensor(output, &[n, shape.heads * shape.value_dim])?;
     let has_bias = bias.is_some();
-    Ok(Value::record(OP, output.clone(), [&q, &k, &v, bias_value], |needs| {
+    let result = Value::constant(output.clone());
+    let result = if q.half().is_some() { result.halved() } else { result };
+    let fo = F32::of(OP, &output)?;
+    let [fq, fk, fv] = [&q, &k, &v].map(|v| F32::of(OP, v.data()));
+    let (fq, fk, fv) = (fq?, fk?, fv?);
+    let y = Value::record(OP, output.clone(), [&q, &k, &v, bias_value], |needs| {
         let wanted = Wanted { q: needs[0], k: needs[1], v: needs[2], bias: needs[3] };
-        let [q, k, v, bias] = [&q, &k, &v, bias_value].map(|v| v.data().clone());
+        let kept = [(&q, &fq), (&k, &fk), (&v, &fv)];
+        let kept = kept.map(|(value, elements)| Kept::of(value, value.data(), elements));
+        let kept_output = Kept::of(&result, &output, &fo);
+        let bias = bias_value.data().clone();
         let (shape, spans, rows) = (shape.clone(), Arc::clone(spans), rows);
         move |dy: Tensor| {
             let dy = dy.contiguous()?;
+            let [q, k, v] = kept.map(|kept| kept.tensor());
+            let (q, k, v, output) = (q?, k?, v?, kept_output.tensor()?);
             let gradients = {
                 let of = |t| F32::of(OP, t);
                 let (fq, fk, fv) = (of(&q)?, of(&k)?, of(&v)?);
@@ -126,7 +137,8 @@ pub fn attention(
                 keep(wanted.bias, gradients.bias, &bias)?,
             ])
         }
-    }))
+    });
+    Ok(y.with_half_of(&result))
 }
 
 /// Keys and values of one sequence, as they grow during generation.

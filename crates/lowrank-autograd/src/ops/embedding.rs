@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use half::slice::HalfFloatSliceExt;
 
 use crate::{
@@ -85,7 +85,8 @@ pub fn embedding(table: Rows<'_>, ids: &Arc<[u32]>, terms: Vec<LowRankRows>) -> 
     };
     let mut parents: Vec<&Value> = trained.into_iter().collect();
     parents.extend(terms.iter().flat_map(|t| [&t.a, &t.b]));
-    Ok(Value::record_many(OP, tensor(y, &[n, dim])?, &parents, |_| {
+    let half = matches!(table, Rows::Frozen(w) if w.dtype() == DType::BF16);
+    let y = Value::record_many(OP, tensor(y, &[n, dim])?, &parents, |_| {
         let ids = Arc::clone(ids);
         let need_table = trained.map(Value::needs_gradient);
         let saved: Vec<_> = terms.iter().zip(hidden).map(|(t, h)| Saved::of(t, h)).collect();
@@ -103,7 +104,8 @@ pub fn embedding(table: Rows<'_>, ids: &Arc<[u32]>, terms: Vec<LowRankRows>) -> 
             }
             Ok(found)
         }
-    }))
+    });
+    Ok(if half { y.halved() } else { y })
 }
 
 fn look_up(table: Rows<'_>, ids: &[u32], dim: usize) -> Result<Vec<f32>> {

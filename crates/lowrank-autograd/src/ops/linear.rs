@@ -7,10 +7,11 @@
 //! A frozen layer saves nothing; an adapter saves `x` only if `A` trains and `h` only if `B` does.
 //! Bias and adapters are added by the product itself, while a tile of `y` or `dx` is in registers.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use crate::{
     Dropout, Error, Result, Value, Weight,
+    kept::Kept,
     kernels::{
         F32, check_dims, dims2,
         elementwise::column_sums,
@@ -77,6 +78,8 @@ pub fn linear(
     let terms = terms.iter().map(LowRank::contiguous).collect::<Result<Vec<_>>>()?;
     let x_data = x.data().contiguous()?;
     let (y, hidden) = forward(&x_data, &frozen, bias, &terms)?;
+    let elements = F32::of(OP, &x_data)?;
+    let half = frozen.dtype() == DType::BF16;
     let trained = match matrix {
         Matrix::Trained { value, .. } => Some(value),
         Matrix::Frozen(_) => None,
@@ -88,9 +91,9 @@ pub fn linear(
         parents.extend([&term.a, &term.b]);
         parents.extend(&term.bias);
     }
-    Ok(Value::record_many(OP, y, &parents, |_| {
+    let y = Value::record_many(OP, y, &parents, |_| {
         let saved = Saved {
-            x: needs_input(trained, &terms).then_some(x_data),
+            x: needs_input(trained, &terms).then(|| Kept::of(x, &x_data, &elements)),
             need_x: x.needs_gradient(),
             need_matrix: trained.map(Value::needs_gradient),
             need_bias: bias.map(Value::needs_gradient),
@@ -99,7 +102,8 @@ pub fn linear(
             matrix: frozen,
         };
         move |dy| saved.gradients(&dy.contiguous()?)
-    }))
+    });
+    Ok(if half { y.halved() } else { y })
 }
 
 /// The matrix as a weight that kernels read.
@@ -195,7 +199,7 @@ impl LowRank {
 
 struct Saved {
     /// Kept only if a matrix or an `A` trains.
-    x: Option<Tensor>,
+    x: Option<Kept>,
     matrix: Weight,
     transposed: bool,
     need_x: bool,
@@ -235,7 +239,8 @@ impl Saved {
         let (n, out) = dims2(OP, "the gradient", dy)?;
         let dy = F32::of(OP, dy)?;
         let input = self.matrix.dims().get(1).copied().unwrap_or_default();
-        let x = self.x.as_ref().map(|x| F32::of(OP, x)).transpose()?;
+        let x = self.x.as_ref().map(Kept::tensor).transpose()?;
+        let x = x.as_ref().map(|x| F32::of(OP, x)).transpose()?;
         let parts = self.terms.iter().map(|t| t.hidden_gradient(&dy, [n, out], self.need_x));
         let parts = parts.collect::<Result<Vec<_>>>()?;
         let mut dx = match self.need_x {

@@ -5,6 +5,7 @@ use candle_core::Tensor;
 
 use crate::{
     Result, Value,
+    kept::Kept,
     kernels::{
         F32, check_dims, dims2,
         elementwise::column_sums,
@@ -45,29 +46,23 @@ fn normalize(
     let bias = bias.map(Value::contiguous).transpose()?;
     let bias = bias.as_ref();
     let (x_data, w_data) = (x.data().contiguous()?, weight.data().contiguous()?);
+    let elements = F32::of(op, &x_data)?;
     let y = {
         let bias = bias.map(|b| F32::of(op, b.data())).transpose()?;
-        norm::forward(
-            &F32::of(op, &x_data)?,
-            d,
-            &F32::of(op, &w_data)?,
-            bias.as_deref(),
-            eps,
-            center,
-        )
+        norm::forward(&elements, d, &F32::of(op, &w_data)?, bias.as_deref(), eps, center)
     };
     let mut parents = vec![x, weight];
     parents.extend(bias);
     Ok(Value::record_many(op, tensor(y, &[n, d])?, &parents, |needs| {
         let needs = needs.to_vec();
         // Only the bias's gradient does without the input.
-        let x_data = (needs[0] || needs[1]).then_some(x_data);
+        let kept = (needs[0] || needs[1]).then(|| Kept::of(x, &x_data, &elements));
         move |dy: Tensor| {
             let dy = dy.contiguous()?;
             let dy = F32::of(op, &dy)?;
             let mut found = vec![None, None];
-            if let Some(x) = &x_data {
-                let (x, w) = (F32::of(op, x)?, F32::of(op, &w_data)?);
+            if let Some(x) = kept.map(|kept| kept.tensor()).transpose()? {
+                let (x, w) = (F32::of(op, &x)?, F32::of(op, &w_data)?);
                 if needs[0] {
                     let dx = norm::input_gradient(&dy, &x, d, &w, eps, center);
                     found[0] = Some(tensor(dx, &[n, d])?);

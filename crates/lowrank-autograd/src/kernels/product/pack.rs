@@ -4,14 +4,17 @@
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use super::{
-    super::simd::{prefetch, vectorized},
+    super::simd::{nearest_bf16, prefetch, vectorized},
     engine::Engine,
 };
 
 /// Lines and lanes of a block that is transposed in registers.
 const BLOCK: usize = 16;
-/// How many steps ahead memory is asked for where steps lie far from each other.
-const AHEAD: usize = 16;
+/// How many steps ahead memory is asked for where steps lie far from each other: as long as it
+/// takes to come.
+const AHEAD: usize = 32;
+/// The same where lines do, in blocks of steps.
+const BLOCKS_AHEAD: usize = 8;
 
 /// What a lane of a panel holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,15 +89,6 @@ impl Element for f16 {
     }
 }
 
-/// The bits of the nearest bf16, ties to even; a NaN stays one.
-#[inline(always)]
-fn nearest_bf16(v: f32) -> u16 {
-    let bits = v.to_bits();
-    let rounded = (bits.wrapping_add(0x7FFF + ((bits >> 16) & 1)) >> 16) as u16;
-    let quiet = (bits >> 16) as u16 | 0x40;
-    if v.is_nan() { quiet } else { rounded }
-}
-
 /// A matrix seen as lines (rows of the left factor, columns of the right one) along the inner
 /// dimension.
 #[derive(Clone, Copy)]
@@ -155,6 +149,7 @@ vectorized! {
                 let mut block = Block([[0; BLOCK]; BLOCK]);
                 for (i, to) in block.0.iter_mut().enumerate().take(there) {
                     let at = (strip.first_line + line + i) * from.line_stride + strip.first + start;
+                    prefetch(from.data, at + BLOCKS_AHEAD * per_block);
                     let source = from.data.get(at..at + len).unwrap_or_default();
                     fill(source, lanes, strip.scale, to);
                 }

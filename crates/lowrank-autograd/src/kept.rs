@@ -1,0 +1,49 @@
+//! Tensors that wait for the backward pass: as they are, or in bf16 where they come from weights
+//! of bf16, and were computed with no more than its precision anyway.
+
+use std::sync::{Arc, OnceLock};
+
+use candle_core::Tensor;
+use half::bf16;
+
+use crate::{
+    Result, Value,
+    kernels::{
+        elementwise::{narrowed, widened},
+        tensor,
+    },
+};
+
+/// Where the bf16 version of a value is put once an operation keeps it; all that do share it.
+pub(crate) type Half = Arc<OnceLock<Arc<Vec<bf16>>>>;
+
+/// A tensor kept for the backward pass.
+#[derive(Debug)]
+pub(crate) enum Kept {
+    Whole(Tensor),
+    Half { elements: Arc<Vec<bf16>>, shape: Vec<usize> },
+}
+
+impl Kept {
+    /// Keeps a value that has been read as `data`, whose elements row by row are `elements`.
+    pub(crate) fn of(value: &Value, data: &Tensor, elements: &[f32]) -> Self {
+        match value.half() {
+            None => Self::Whole(data.clone()),
+            Some(half) => {
+                let elements = Arc::clone(half.get_or_init(|| Arc::new(narrowed(elements))));
+                Self::Half { elements, shape: data.dims().to_vec() }
+            }
+        }
+    }
+
+    /// The tensor in f32.
+    ///
+    /// # Errors
+    /// Those of the tensor library.
+    pub(crate) fn tensor(&self) -> Result<Tensor> {
+        match self {
+            Self::Whole(tensor) => Ok(tensor.clone()),
+            Self::Half { elements, shape } => tensor(widened(elements), shape),
+        }
+    }
+}
