@@ -10,8 +10,10 @@ use crate::{
 #[cfg(target_arch = "x86_64")]
 mod blocked;
 mod dots;
+mod element;
 mod engine;
 mod fallback;
+#[cfg(target_arch = "x86_64")]
 mod pack;
 #[cfg(target_arch = "x86_64")]
 mod scratch;
@@ -116,6 +118,7 @@ impl<'a> Factor<'a> {
         }
     }
 
+    #[cfg(target_arch = "x86_64")]
     fn is_bf16(&self) -> bool {
         matches!(self.elements, Elements::Bf16(_))
     }

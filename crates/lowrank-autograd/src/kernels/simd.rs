@@ -3,6 +3,7 @@
 
 /// The instruction sets that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "instructions of x86-64"))]
 pub(crate) enum Level {
     /// What the build target has.
     Portable,
@@ -67,17 +68,13 @@ macro_rules! vectorized {
 pub(crate) use vectorized;
 
 /// Asks for the memory at an element, which may lie beyond the end.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
-#[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "a prefetch takes a pointer"))]
+#[expect(unsafe_code, reason = "a prefetch takes a pointer")]
 pub(crate) fn prefetch<T>(data: &[T], index: usize) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch of any address is allowed; nothing is read.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(data.as_ptr().wrapping_add(index).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (data, index);
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    // SAFETY: a prefetch of any address is allowed; nothing is read.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(data.as_ptr().wrapping_add(index).cast()) };
 }
 
 /// `eˣ` to within 2 units in the last place over the whole range, subnormal results included; NaN

@@ -6,8 +6,9 @@ use rayon::prelude::*;
 
 use super::{
     Factor, Job, Shared,
+    element::Lines,
     engine::Engine,
-    pack::{self, Lanes, Lines, Strip},
+    pack::{self, Lanes, Strip},
     scratch::Scratch,
     tile::{AVX2_F32, AVX512_BF16, AVX512_F32, Kernel, Place, Run},
 };

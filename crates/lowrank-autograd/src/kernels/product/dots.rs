@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::{
     super::simd::vectorized,
     Factor,
-    pack::{Element, Lines},
+    element::{Element, Lines},
 };
 use crate::weight::Elements;
 

@@ -40,6 +40,7 @@ impl Engine {
     }
 
     /// Rows and columns of a tile of the result.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn tile(self) -> (usize, usize) {
         match self {
             Self::Avx512 | Self::Avx512Bf16 => (14, 32),

@@ -1,10 +1,9 @@
 //! Packing: a strip of a matrix is laid out as a tile kernel reads it, widened or rounded on the
 //! way to what the kernel multiplies.
 
-use half::{bf16, f16, slice::HalfFloatSliceExt};
-
 use super::{
-    super::simd::{nearest_bf16, prefetch, vectorized},
+    super::simd::{prefetch, vectorized},
+    element::{Element, Lines},
     engine::Engine,
 };
 
@@ -33,71 +32,6 @@ impl Lanes {
             Self::Bf16Pairs => 2,
         }
     }
-}
-
-/// A float as it lies in memory.
-pub(crate) trait Element: Copy + Sync + 'static {
-    /// `to = scale·from`, as far as `from` goes.
-    fn widen(from: &[Self], scale: f32, to: &mut [f32]);
-    /// The nearest bf16 of each scaled element, as bits, as far as `from` goes.
-    fn narrow(from: &[Self], scale: f32, to: &mut [u16]);
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    fn widen(from: &[Self], scale: f32, to: &mut [f32]) {
-        to.iter_mut().zip(from).for_each(|(to, from)| *to = scale * from);
-    }
-
-    #[inline(always)]
-    fn narrow(from: &[Self], scale: f32, to: &mut [u16]) {
-        to.iter_mut().zip(from).for_each(|(to, from)| *to = nearest_bf16(scale * from));
-    }
-}
-
-impl Element for bf16 {
-    #[inline(always)]
-    fn widen(from: &[Self], scale: f32, to: &mut [f32]) {
-        let wide = |v: &bf16| scale * f32::from_bits(u32::from(v.to_bits()) << 16);
-        to.iter_mut().zip(from).for_each(|(to, from)| *to = wide(from));
-    }
-
-    #[inline(always)]
-    fn narrow(from: &[Self], scale: f32, to: &mut [u16]) {
-        if scale == 1.0 {
-            to.iter_mut().zip(from).for_each(|(to, from)| *to = from.to_bits());
-        } else {
-            let scaled = |v: &bf16| nearest_bf16(scale * v.to_f32());
-            to.iter_mut().zip(from).for_each(|(to, from)| *to = scaled(from));
-        }
-    }
-}
-
-impl Element for f16 {
-    #[inline(always)]
-    fn widen(from: &[Self], scale: f32, to: &mut [f32]) {
-        let len = from.len().min(to.len());
-        if let (Some(from), Some(to)) = (from.get(..len), to.get_mut(..len)) {
-            from.convert_to_f32_slice(to);
-            to.iter_mut().for_each(|to| *to *= scale);
-        }
-    }
-
-    #[inline(always)]
-    fn narrow(from: &[Self], scale: f32, to: &mut [u16]) {
-        to.iter_mut().zip(from).for_each(|(to, from)| *to = nearest_bf16(scale * from.to_f32()));
-    }
-}
-
-/// A matrix seen as lines (rows of the left factor, columns of the right one) along the inner
-/// dimension.
-#[derive(Clone, Copy)]
-pub(crate) struct Lines<'a, T> {
-    pub(crate) data: &'a [T],
-    /// From one line to the next.
-    pub(crate) line_stride: usize,
-    /// From one step of the inner dimension to the next.
-    pub(crate) step_stride: usize,
 }
 
 /// What part of a matrix a panel holds, and how.
@@ -197,13 +131,9 @@ fn fill<T: Element>(from: &[T], lanes: Lanes, scale: f32, to: &mut [u32; BLOCK])
 }
 
 #[inline(always)]
-#[cfg_attr(
-    target_arch = "x86_64",
-    expect(unsafe_code, reason = "transposition in vector registers")
-)]
+#[expect(unsafe_code, reason = "transposition in vector registers")]
 fn transpose(engine: Engine, block: &Block, out: &mut [u32], stride: usize, width: usize) {
     assert!(out.len() >= (BLOCK - 1) * stride + width, "a block doesn't fit");
-    #[cfg(target_arch = "x86_64")]
     match engine {
         // SAFETY: the assertion leaves room, and the engine exists where it is chosen.
         Engine::Avx512 | Engine::Avx512Bf16 => unsafe {
