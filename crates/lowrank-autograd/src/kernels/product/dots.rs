@@ -12,8 +12,10 @@ use crate::weight::Elements;
 
 /// Most lines on the side of the few.
 pub(crate) const FEW: usize = 8;
-/// Elements of the many that a task reads.
-const TASK: usize = 1 << 15;
+/// Tasks that a product is cut into, as long as each reads a number of elements in this range.
+const TASKS: usize = 16;
+const LEAST: usize = 1 << 14;
+const MOST: usize = 1 << 17;
 /// Lines whose sums a task keeps where the steps lie contiguous.
 const COLUMNS: usize = 256;
 /// Elements read at a time.
@@ -57,7 +59,8 @@ fn dots_of<T: Element>(
     let x = Lines { data: x, line_stride: few.line_stride, step_stride: 1 };
     let rows = Lines { data, line_stride: many.line_stride, step_stride: many.step_stride };
     let along = many.step_stride == 1;
-    let per_task = if along { (TASK / many.inner.max(1)).max(1) } else { COLUMNS };
+    let elements = (many.lines * many.inner / TASKS).clamp(LEAST, MOST);
+    let per_task = if along { (elements / many.inner.max(1)).max(1) } else { COLUMNS };
     let tasks = many.lines.div_ceil(per_task);
     let task = |task: usize| {
         let lines = task * per_task..((task + 1) * per_task).min(many.lines);
@@ -107,10 +110,12 @@ vectorized! {
         let mut wide = [0.0; L];
         let few: [&[f32]; F] = std::array::from_fn(|i| line(few, i, row.len()));
         let (chunks, rest) = row.as_chunks::<L>();
+        // Chunks are arrays throughout, whose loops the compiler unrolls into registers.
+        let few_chunks: [&[[f32; L]]; F] = std::array::from_fn(|i| few[i].as_chunks::<L>().0);
         for (at, chunk) in chunks.iter().enumerate() {
             T::widen(chunk, 1.0, &mut wide);
-            for (sums, x) in sums.iter_mut().zip(&few) {
-                let x = x.get(at * L..(at + 1) * L).unwrap_or_default();
+            for (sums, x) in sums.iter_mut().zip(&few_chunks) {
+                let Some(x) = x.get(at) else { break };
                 for ((sum, x), w) in sums.iter_mut().zip(x).zip(&wide) {
                     *sum += x * w;
                 }
@@ -120,17 +125,21 @@ vectorized! {
         for (i, (sums, x)) in sums.iter().zip(&few).enumerate() {
             let x = x.get(row.len() - rest.len()..).unwrap_or_default();
             let tail: f32 = x.iter().zip(&wide).map(|(x, w)| x * w).sum();
-            let mut halves = *sums;
-            let mut len = L / 2;
-            while len > 0 {
-                for k in 0..len {
-                    halves[k] += halves[k + len];
-                }
-                len /= 2;
-            }
-            put(i, halves[0] + tail);
+            put(i, whole_sum(sums) + tail);
         }
     }
+}
+
+/// The sum of all lanes, in an order that vector registers like.
+#[inline(always)]
+fn whole_sum<const L: usize>(sums: &[f32; L]) -> f32 {
+    let mut lanes = [0.0; CHUNK];
+    for part in sums.as_chunks::<CHUNK>().0 {
+        lanes.iter_mut().zip(part).for_each(|(sum, v)| *sum += v);
+    }
+    let eight: [f32; 8] = std::array::from_fn(|k| lanes[k] + lanes[k + 8]);
+    let four: [f32; 4] = std::array::from_fn(|k| eight[k] + eight[k + 4]);
+    (four[0] + four[2]) + (four[1] + four[3])
 }
 
 vectorized! {
