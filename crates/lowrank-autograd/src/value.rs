@@ -89,9 +89,9 @@ impl Value {
         Self { trace: Trace::Recorded(node), ..self.clone() }
     }
 
-    /// The value as one that may be kept in bf16, as results of bf16 weights are.
-    pub(crate) fn halved(self) -> Self {
-        Self { half: Some(Half::default()), ..self }
+    /// The value as one that may be kept in bf16, as results of bf16 weights are, if `half`.
+    pub(crate) fn halved_if(self, half: bool) -> Self {
+        if half { Self { half: Some(Half::default()), ..self } } else { self }
     }
 
     /// The value with the bf16 version of another one of the same numbers.

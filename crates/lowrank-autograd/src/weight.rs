@@ -9,9 +9,11 @@ use std::{fmt, fs::File, ops::Range, path::Path, sync::Arc};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use memmap2::Mmap;
-use rayon::prelude::*;
 
-use crate::{Error, Result, kernels::F32};
+use crate::{
+    Error, Result,
+    kernels::{F32, elementwise::narrowed},
+};
 
 /// A file mapped read-only.
 pub struct MappedFile {
@@ -160,9 +162,7 @@ impl Weight {
         let shape = self.stored_shape();
         let narrowed = self.with_elements(|elements| match (elements, dtype) {
             // Without a copy in between, for which there may be no room.
-            (Elements::F32(data), DType::BF16) => {
-                Some(data.par_iter().map(|v| bf16::from_f32(*v)).collect::<Vec<bf16>>())
-            }
+            (Elements::F32(data), DType::BF16) => Some(narrowed(data)),
             _ => None,
         })?;
         let tensor = match narrowed {

@@ -3,7 +3,7 @@
 
 use super::{
     buffer::{PIECE, filled, filled_pair},
-    simd::{exp, sigmoid, vectorized},
+    simd::{exp, sigmoid, tanh, vectorized},
 };
 use crate::ops::Activation;
 
@@ -263,19 +263,6 @@ fn polynomial<const N: usize>(coefficients: [f32; N], x: f32) -> f32 {
         sum = sum * x + c;
     }
     sum
-}
-
-/// The hyperbolic tangent, to 3 units in the last place: near 0 an odd polynomial, by which small
-/// numbers keep their precision, beyond `1 - 2/(e²ˣ + 1)`.
-#[inline(always)]
-pub(crate) fn tanh(x: f32) -> f32 {
-    const TERMS: [f32; 5] =
-        [-5.704_988_7e-3, 2.063_909e-2, -5.373_971_5e-2, 1.333_144_2e-1, -3.333_328e-1];
-    let size = x.abs();
-    let far = 1.0 - 2.0 / (exp(2.0 * size) + 1.0);
-    let square = x * x;
-    let near = x + x * square * polynomial(TERMS, square);
-    if size < 0.625 { near } else { far.copysign(x) }
 }
 
 /// The error function: the quotient of an odd polynomial of degree 13 and an even one of degree

@@ -117,6 +117,20 @@ pub(crate) fn nearest_bf16(v: f32) -> u16 {
     if v.is_nan() { quiet } else { rounded }
 }
 
+/// Hyperbolic tangent: a polynomial where `1 - 2/(e²ˣ + 1)` would cancel, else that; within 3 units
+/// in the last place.
+#[inline(always)]
+pub(crate) fn tanh(x: f32) -> f32 {
+    let square = x * x;
+    let mut p = -5.704_988_7e-3;
+    for c in [2.063_909e-2, -5.373_971_5e-2, 1.333_144_2e-1, -3.333_328e-1] {
+        p = p * square + c;
+    }
+    let near = x + x * square * p;
+    let far = (1.0 - 2.0 / (exp(2.0 * x.abs()) + 1.0)).copysign(x);
+    if x.abs() < 0.625 { near } else { far }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,6 +153,22 @@ mod tests {
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp(f32::INFINITY), f32::INFINITY);
         assert_eq!(exp(0.0), 1.0);
+    }
+
+    #[test]
+    fn tanh_is_within_three_units_in_the_last_place_everywhere() {
+        for bits in (0..=u32::MAX).step_by(997) {
+            let x = f32::from_bits(bits);
+            let (got, want) = (tanh(x), f64::from(x).tanh());
+            if x.is_nan() {
+                assert!(got.is_nan(), "tanh({x})");
+                continue;
+            }
+            let rounded = want as f32;
+            let unit = f64::from(rounded.abs().next_up()) - f64::from(rounded.abs());
+            let error = (f64::from(got) - want).abs();
+            assert!(error <= 3.0 * unit, "tanh({x}) = {got}, not {want}");
+        }
     }
 
     #[test]

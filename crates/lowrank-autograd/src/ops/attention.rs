@@ -96,8 +96,7 @@ pub fn attention(
         run(q.data(), k.data(), v.data(), bias.map(Value::data), shape, spans, &dropout)?;
     let output = tensor(output, &[n, shape.heads * shape.value_dim])?;
     let has_bias = bias.is_some();
-    let result = Value::constant(output.clone());
-    let result = if q.half().is_some() { result.halved() } else { result };
+    let result = Value::constant(output.clone()).halved_if(q.half().is_some());
     let fo = F32::of(OP, &output)?;
     let [fq, fk, fv] = [&q, &k, &v].map(|v| F32::of(OP, v.data()));
     let (fq, fk, fv) = (fq?, fk?, fv?);

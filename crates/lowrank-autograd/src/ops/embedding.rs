@@ -105,7 +105,7 @@ pub fn embedding(table: Rows<'_>, ids: &Arc<[u32]>, terms: Vec<LowRankRows>) -> 
             Ok(found)
         }
     });
-    Ok(if half { y.halved() } else { y })
+    Ok(y.halved_if(half))
 }
 
 fn look_up(table: Rows<'_>, ids: &[u32], dim: usize) -> Result<Vec<f32>> {

@@ -103,7 +103,7 @@ pub fn linear(
         };
         move |dy| saved.gradients(&dy.contiguous()?)
     });
-    Ok(if half { y.halved() } else { y })
+    Ok(y.halved_if(half))
 }
 
 /// The matrix as a weight that kernels read.

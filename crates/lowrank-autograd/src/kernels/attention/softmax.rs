@@ -2,7 +2,7 @@
 //! one query row in each lane, so that maxima and sums of a query's scores need no shuffling.
 
 use super::tile::Rows;
-use crate::kernels::simd::{exp, vectorized};
+use crate::kernels::simd::{exp, tanh, vectorized};
 
 /// Query rows are filled up to a multiple of this: the lanes of the widest vector.
 pub(super) const LANES: usize = 16;
@@ -212,39 +212,9 @@ pub(super) fn inner(x: &[f32], y: &[f32]) -> f32 {
     sums[0] + x_rest.iter().zip(y_rest).map(|(x, y)| x * y).sum::<f32>()
 }
 
-/// Hyperbolic tangent: a polynomial where `1 - 2/(e²ˣ + 1)` would cancel, else that; within 3 units
-/// in the last place.
-#[inline(always)]
-fn tanh(x: f32) -> f32 {
-    let square = x * x;
-    let mut p = -5.704_988_7e-3;
-    for c in [2.063_909e-2, -5.373_971_5e-2, 1.333_144_2e-1, -3.333_328e-1] {
-        p = p * square + c;
-    }
-    let near = x + x * square * p;
-    let far = (1.0 - 2.0 / (exp(2.0 * x.abs()) + 1.0)).copysign(x);
-    if x.abs() < 0.625 { near } else { far }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn tanh_is_within_three_units_in_the_last_place_everywhere() {
-        for bits in (0..=u32::MAX).step_by(997) {
-            let x = f32::from_bits(bits);
-            let (got, want) = (tanh(x), f64::from(x).tanh());
-            if x.is_nan() {
-                assert!(got.is_nan(), "tanh({x})");
-                continue;
-            }
-            let rounded = want as f32;
-            let unit = f64::from(rounded.abs().next_up()) - f64::from(rounded.abs());
-            let error = (f64::from(got) - want).abs();
-            assert!(error <= 3.0 * unit, "tanh({x}) = {got}, not {want}");
-        }
-    }
 
     #[test]
     fn a_row_without_a_number_stays_without_and_an_empty_one_is_zero() {
