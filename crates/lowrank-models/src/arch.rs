@@ -34,30 +34,109 @@ pub enum Family {
     EncoderDecoder,
 }
 
+/// What a model reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Modality {
+    /// Text.
+    Language,
+    /// Text together with images or the places of words on a page.
+    Multimodal,
+}
+
 /// What building an architecture yields: network and head.
 pub type Parts = (Arc<dyn Network>, Head);
 
-/// One architecture, as Hugging Face's `model_type` names it.
+/// One architecture, as Hugging Face's `model_type` names it. An entry of the registry says what
+/// is its own and takes the rest from [`Architecture::DECODER`] or one of its likes.
 #[derive(Debug)]
 pub struct Architecture {
     /// `model_type` in `config.json`.
     pub model_type: &'static str,
     /// How it works.
     pub family: Family,
+    /// What it reads.
+    pub modality: Modality,
     /// The tasks it has heads for; the first is what it is trained for by default.
     pub tasks: &'static [Task],
+    /// What the names of transformers' classes begin with.
+    pub class: &'static str,
+    /// What the name of the class for [`Task::CausalLm`] ends with.
+    pub causal_lm: &'static str,
     /// Names under which heads hold the base model; the first is transformers'
     /// `base_model_prefix`.
     pub prefixes: &'static [&'static str],
+    /// The name under which the head for [`Task::QuestionAns`] holds it, if another one.
+    pub question_prefix: Option<&'static str>,
     /// The paper.
     pub paper: &'static str,
-    /// transformers' class for each task.
-    pub class: fn(Task) -> Option<&'static str>,
     /// Builds network and head at the model's root.
     pub build: fn(&Config, Task, &Builder) -> Result<Parts>,
 }
 
 impl Architecture {
+    /// A decoder with transformers' generic heads.
+    const DECODER: Self = Self {
+        model_type: "",
+        family: Family::Decoder,
+        modality: Modality::Language,
+        tasks: &[
+            Task::CausalLm,
+            Task::SeqCls,
+            Task::TokenCls,
+            Task::QuestionAns,
+            Task::FeatureExtraction,
+        ],
+        class: "",
+        causal_lm: "ForCausalLM",
+        prefixes: &["model"],
+        question_prefix: None,
+        paper: "",
+        build: |c, _, _| Err(c.not_implemented("model_type", "an entry that builds something")),
+    };
+
+    /// An encoder with BERT's heads.
+    const ENCODER: Self = Self {
+        family: Family::Encoder,
+        tasks: &[
+            Task::MaskedLm,
+            Task::SeqCls,
+            Task::TokenCls,
+            Task::QuestionAns,
+            Task::FeatureExtraction,
+        ],
+        ..Self::DECODER
+    };
+
+    /// An encoder with a decoder.
+    const ENCODER_DECODER: Self = Self {
+        family: Family::EncoderDecoder,
+        tasks: &[Task::Seq2SeqLm, Task::FeatureExtraction],
+        ..Self::DECODER
+    };
+
+    /// Where the base model lies under the head for `task`: the bare one lies at the root.
+    pub fn base_for(&self, task: Task) -> &'static str {
+        match task {
+            Task::FeatureExtraction => "",
+            Task::QuestionAns if let Some(prefix) = self.question_prefix => prefix,
+            _ => self.prefixes.first().copied().unwrap_or_default(),
+        }
+    }
+
+    /// transformers' class for `task`, if there is a head for it.
+    pub fn class_for(&self, task: Task) -> Option<String> {
+        let suffix = match task {
+            Task::CausalLm => self.causal_lm,
+            Task::Seq2SeqLm => "ForConditionalGeneration",
+            Task::MaskedLm => "ForMaskedLM",
+            Task::SeqCls => "ForSequenceClassification",
+            Task::TokenCls => "ForTokenClassification",
+            Task::QuestionAns => "ForQuestionAnswering",
+            Task::FeatureExtraction => "Model",
+        };
+        self.tasks.contains(&task).then(|| format!("{}{suffix}", self.class))
+    }
+
     /// The architecture that a config names.
     ///
     /// # Errors

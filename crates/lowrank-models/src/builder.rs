@@ -15,7 +15,7 @@ use lowrank_peft::{
     layers::{Embedding, Layer, Linear, LinearKind, Norm, NormKind},
 };
 
-use crate::{Error, Result, Weights};
+use crate::{Architecture, Error, Result, Task, Weights};
 
 /// Where a fresh head's weights come from: normal with this deviation, transformers'
 /// `initializer_range`.
@@ -38,6 +38,7 @@ pub struct Builder {
 struct Shared {
     weights: Weights,
     prefixes: &'static [&'static str],
+    base: &'static str,
     fresh: FreshInit,
     /// Weights are converted to this when they are loaded; `None` leaves them as they lie.
     dtype: Option<DType>,
@@ -55,19 +56,19 @@ pub struct Built {
 }
 
 impl Builder {
-    /// The root of a model. `prefixes` are the names under which heads hold the base model
-    /// (`bert`, `model`): a tensor is also found if its file has it with or without one.
+    /// The root of a model with the head for `task`. A tensor is found if its file has it with or
+    /// without one of the architecture's prefixes (`bert`, `model`).
     pub fn new(
         weights: Weights,
-        prefixes: &'static [&'static str],
+        architecture: &Architecture,
+        task: Task,
         fresh: FreshInit,
         dtype: Option<DType>,
     ) -> Self {
+        let (prefixes, base) = (architecture.prefixes, architecture.base_for(task));
         let state = RefCell::default();
-        Self {
-            shared: Rc::new(Shared { weights, prefixes, fresh, dtype, state }),
-            path: String::new(),
-        }
+        let shared = Shared { weights, prefixes, base, fresh, dtype, state };
+        Self { shared: Rc::new(shared), path: String::new() }
     }
 
     /// The place `name` below this one; an empty name is this place itself.
@@ -78,6 +79,11 @@ impl Builder {
     /// The place of the `index`-th block of a list.
     pub fn nth(&self, name: &str, index: usize) -> Self {
         self.at(name).at(&index.to_string())
+    }
+
+    /// The place of the base model under its head.
+    pub fn base(&self) -> Self {
+        self.at(self.shared.base)
     }
 
     fn join(&self, name: &str) -> String {

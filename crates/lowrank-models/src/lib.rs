@@ -20,7 +20,7 @@ mod task;
 pub mod task_heads;
 mod weights;
 
-pub use arch::{ARCHITECTURES, Architecture, Family};
+pub use arch::{ARCHITECTURES, Architecture, Family, Modality};
 pub use builder::{Builder, Built, DropoutSite, FreshInit};
 pub use config::Config;
 pub use error::{Error, Result};

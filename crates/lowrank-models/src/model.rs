@@ -112,7 +112,7 @@ impl Model {
             deviation: config.number_or("initializer_range", 0.02)?,
         };
         let weights = Weights::open(folder)?;
-        let builder = Builder::new(weights, architecture.prefixes, fresh, options.dtype);
+        let builder = Builder::new(weights, architecture, task, fresh, options.dtype);
         let (network, head) = (architecture.build)(&config, task, &builder)?;
         let (built, unused) = builder.finish();
         Ok(Self {

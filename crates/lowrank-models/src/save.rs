@@ -165,7 +165,7 @@ impl<'a> Saved<'a> {
 
     fn config(&self) -> Result<String> {
         let mut config = self.model.config.clone();
-        if let Some(class) = (self.model.architecture.class)(self.model.task) {
+        if let Some(class) = self.model.architecture.class_for(self.model.task) {
             config.set("architectures", json!([class]));
         }
         if self.model.own_output().is_some() {

@@ -189,10 +189,6 @@ impl SequenceHead {
     }
 }
 
-/// The tasks of a decoder with transformers' generic heads.
-pub const DECODER_TASKS: &[Task] =
-    &[Task::CausalLm, Task::SeqCls, Task::TokenCls, Task::QuestionAns, Task::FeatureExtraction];
-
 /// Where a decoder's head keeps things: transformers' `modeling_layers.py`, `Generic…`.
 #[derive(Clone, Copy, Debug)]
 pub struct DecoderHeads {

@@ -43,7 +43,7 @@ impl Case {
         let config = Config::read(&within("model").join("config.json"))?;
         let class = config.words("architectures")?.unwrap_or_default().join(" ");
         let architecture = Architecture::of(&config)?;
-        let writes = |t: &Task| (architecture.class)(*t) == Some(class.as_str());
+        let writes = |t: &Task| architecture.class_for(*t).as_deref() == Some(class.as_str());
         let task = architecture.tasks.iter().copied().find(writes);
         let task = Some(task.ok_or_else(|| format!("no task writes `{class}`"))?);
         let model = Model::open(&within("model"), &OpenOptions { task, ..OpenOptions::default() })?;

@@ -131,8 +131,9 @@ impl ModelSource {
         }
         let (config, architecture) = self.config()?;
         let classes = config.words("architectures")?.unwrap_or_default();
-        let named =
-            |task: &&Task| (architecture.class)(**task).is_some_and(|c| classes.contains(&c));
+        let named = |task: &&Task| {
+            architecture.class_for(**task).is_some_and(|c| classes.contains(&c.as_str()))
+        };
         let found = architecture.tasks.iter().find(named).or(architecture.tasks.first());
         found.copied().context("the architecture has no task")
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lowrank_autograd::ops::Activation;
 
-use super::{Architecture, Family, Parts};
+use super::{Architecture, Parts};
 use crate::{
     Builder, Config, DropoutSite, Head, Network, Result, Task,
     blocks::{
@@ -17,25 +17,11 @@ use crate::{
 
 pub(super) const ENTRY: Architecture = Architecture {
     model_type: "bert",
-    family: Family::Encoder,
-    tasks: &[
-        Task::MaskedLm,
-        Task::SeqCls,
-        Task::TokenCls,
-        Task::QuestionAns,
-        Task::FeatureExtraction,
-    ],
+    class: "Bert",
     prefixes: &["bert"],
     paper: "arXiv:1810.04805",
-    class: |task| match task {
-        Task::MaskedLm => Some("BertForMaskedLM"),
-        Task::SeqCls => Some("BertForSequenceClassification"),
-        Task::TokenCls => Some("BertForTokenClassification"),
-        Task::QuestionAns => Some("BertForQuestionAnswering"),
-        Task::FeatureExtraction => Some("BertModel"),
-        _ => None,
-    },
     build,
+    ..Architecture::ENCODER
 };
 
 fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
@@ -46,7 +32,7 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
         return Err(c.not_implemented("position_embedding_type", "absolute"));
     }
     let shape = shape(c)?;
-    let base = b.at(if task == Task::FeatureExtraction { "" } else { "bert" });
+    let base = b.base();
     let encoder = Arc::new(Encoder::build(&shape, c, &base)?);
     let head = head(c, task, &shape, encoder.as_ref(), &base, b)?;
     Ok((encoder, head))

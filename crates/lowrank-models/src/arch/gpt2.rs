@@ -12,7 +12,7 @@ use lowrank_peft::{
     layers::{Embedding, Norm},
 };
 
-use super::{Architecture, Family, Parts};
+use super::{Architecture, Parts};
 use crate::{
     Builder, Cache, Config, Context, DropoutSite, Input, Network, Result, Sequences, Task,
     blocks::{
@@ -20,31 +20,24 @@ use crate::{
         positions::LearnedPositions, pre_norm::PreNorm,
     },
     network::run_blocks,
-    task_heads::{DECODER_TASKS, DecoderHeads, decoder_head},
+    task_heads::{DecoderHeads, decoder_head},
 };
 
 pub(super) const ENTRY: Architecture = Architecture {
     model_type: "gpt2",
-    family: Family::Decoder,
-    tasks: DECODER_TASKS,
+    class: "GPT2",
+    causal_lm: "LMHeadModel",
     prefixes: &["transformer"],
     paper: "https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf",
-    class: |task| match task {
-        Task::CausalLm => Some("GPT2LMHeadModel"),
-        Task::SeqCls => Some("GPT2ForSequenceClassification"),
-        Task::TokenCls => Some("GPT2ForTokenClassification"),
-        Task::QuestionAns => Some("GPT2ForQuestionAnswering"),
-        Task::FeatureExtraction => Some("GPT2Model"),
-        _ => None,
-    },
     build,
+    ..Architecture::DECODER
 };
 
 fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     if c.switch_or("add_cross_attention", false)? {
         return Err(c.not_implemented("add_cross_attention", "false"));
     }
-    let base = b.at(if task == Task::FeatureExtraction { "" } else { "transformer" });
+    let base = b.base();
     let hidden = c.size("n_embd")?;
     let blocks = (0..c.size("n_layer")?).map(|i| Block::build(c, i, &base.nth("h", i)));
     let network = Arc::new(Gpt2 {

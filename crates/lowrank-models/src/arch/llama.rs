@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Architecture, Family, Parts};
+use super::{Architecture, Parts};
 use crate::{
     Builder, Config, Result, Task,
     blocks::{
@@ -12,24 +12,17 @@ use crate::{
         mlp::MlpShape,
         rotary::Rotary,
     },
-    task_heads::{DECODER_TASKS, DecoderHeads, decoder_head},
+    task_heads::{DecoderHeads, decoder_head},
 };
 
 pub(super) const ENTRY: Architecture = Architecture {
     model_type: "llama",
-    family: Family::Decoder,
-    tasks: DECODER_TASKS,
+    class: "Llama",
     prefixes: &["model", "transformer"],
+    question_prefix: Some("transformer"),
     paper: "arXiv:2302.13971",
-    class: |task| match task {
-        Task::CausalLm => Some("LlamaForCausalLM"),
-        Task::SeqCls => Some("LlamaForSequenceClassification"),
-        Task::TokenCls => Some("LlamaForTokenClassification"),
-        Task::QuestionAns => Some("LlamaForQuestionAnswering"),
-        Task::FeatureExtraction => Some("LlamaModel"),
-        _ => None,
-    },
     build,
+    ..Architecture::DECODER
 };
 
 fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
@@ -37,9 +30,7 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     let attention = SelfAttentionShape { qkv_bias: bias, out_bias: bias, ..attention(c)? };
     let mlp_bias = c.switch_or("mlp_bias", false)?;
     let shape = decoder_shape(c, |_| attention.clone(), mlp_bias)?;
-    // Question answering alone keeps the base model under another name.
-    let base = if task == Task::QuestionAns { "transformer" } else { "model" };
-    finish(c, task, &shape, base, b)
+    finish(c, task, &shape, b)
 }
 
 /// The attention that the config's sizes describe: no biases, norms or window.
@@ -90,16 +81,9 @@ pub(super) fn decoder_shape(
     })
 }
 
-/// Builds the decoder under `base` (at the root for the bare model), and its head.
-pub(super) fn finish(
-    c: &Config,
-    task: Task,
-    shape: &DecoderShape,
-    base: &str,
-    b: &Builder,
-) -> Result<Parts> {
-    let base = if task == Task::FeatureExtraction { "" } else { base };
-    let decoder = Arc::new(Decoder::build(shape, &b.at(base))?);
+/// Builds the decoder and its head.
+pub(super) fn finish(c: &Config, task: Task, shape: &DecoderShape, b: &Builder) -> Result<Parts> {
+    let decoder = Arc::new(Decoder::build(shape, &b.base())?);
     let names = DecoderHeads { token_classifier: "score", token_dropout: ("hidden_dropout", 0.1) };
     let head = decoder_head(task, c, decoder.as_ref(), names, b)?;
     Ok((decoder, head))

@@ -1,26 +1,15 @@
 //! Mistral: Llama with a sliding window of attention.
 //! Paper: arXiv:2310.06825. Reference: transformers `models/mistral/modeling_mistral.py`.
 
-use super::{Architecture, Family, Parts, llama};
-use crate::{
-    Builder, Config, Result, Task, blocks::attention::SelfAttentionShape, task_heads::DECODER_TASKS,
-};
+use super::{Architecture, Parts, llama};
+use crate::{Builder, Config, Result, Task, blocks::attention::SelfAttentionShape};
 
 pub(super) const ENTRY: Architecture = Architecture {
     model_type: "mistral",
-    family: Family::Decoder,
-    tasks: DECODER_TASKS,
-    prefixes: &["model"],
+    class: "Mistral",
     paper: "arXiv:2310.06825",
-    class: |task| match task {
-        Task::CausalLm => Some("MistralForCausalLM"),
-        Task::SeqCls => Some("MistralForSequenceClassification"),
-        Task::TokenCls => Some("MistralForTokenClassification"),
-        Task::QuestionAns => Some("MistralForQuestionAnswering"),
-        Task::FeatureExtraction => Some("MistralModel"),
-        _ => None,
-    },
     build,
+    ..Architecture::DECODER
 };
 
 fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
@@ -31,5 +20,5 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     };
     let attention = SelfAttentionShape { window, ..llama::attention(c)? };
     let shape = llama::decoder_shape(c, |_| attention.clone(), false)?;
-    llama::finish(c, task, &shape, "model", b)
+    llama::finish(c, task, &shape, b)
 }

@@ -1,26 +1,17 @@
 //! Qwen2 and Qwen2.5: Llama with biases on queries, keys and values, and windows in some layers.
 //! Paper: arXiv:2407.10671. Reference: transformers `models/qwen2/modeling_qwen2.py`.
 
-use super::{Architecture, Family, Parts, llama};
-use crate::{
-    Builder, Config, Result, Task, blocks::attention::SelfAttentionShape, task_heads::DECODER_TASKS,
-};
+use super::{Architecture, Parts, llama};
+use crate::{Builder, Config, Result, Task, blocks::attention::SelfAttentionShape};
 
 pub(super) const ENTRY: Architecture = Architecture {
     model_type: "qwen2",
-    family: Family::Decoder,
-    tasks: DECODER_TASKS,
-    prefixes: &["model"],
+    class: "Qwen2",
     paper: "arXiv:2407.10671",
-    class: |task| match task {
-        Task::CausalLm => Some("Qwen2ForCausalLM"),
-        Task::SeqCls => Some("Qwen2ForSequenceClassification"),
-        Task::TokenCls => Some("Qwen2ForTokenClassification"),
-        Task::QuestionAns => Some("Qwen2ForQuestionAnswering"),
-        Task::FeatureExtraction => Some("Qwen2Model"),
-        _ => None,
-    },
+    prefixes: &["model", "transformer"],
+    question_prefix: Some("transformer"),
     build,
+    ..Architecture::DECODER
 };
 
 fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
@@ -30,7 +21,7 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
         window: windows.get(i).copied().flatten(),
         ..attention.clone()
     };
-    llama::finish(c, task, &llama::decoder_shape(c, layer, false)?, "model", b)
+    llama::finish(c, task, &llama::decoder_shape(c, layer, false)?, b)
 }
 
 /// The window of each layer: by `layer_types`, or, in older configs, from `max_window_layers` on.

@@ -1,26 +1,17 @@
 //! Qwen3: Llama with norms on query and key heads, and windows in some layers.
 //! Paper: arXiv:2505.09388. Reference: transformers `models/qwen3/modeling_qwen3.py`.
 
-use super::{Architecture, Family, Parts, llama, qwen2::layer_windows};
-use crate::{
-    Builder, Config, Result, Task, blocks::attention::SelfAttentionShape, task_heads::DECODER_TASKS,
-};
+use super::{Architecture, Parts, llama, qwen2::layer_windows};
+use crate::{Builder, Config, Result, Task, blocks::attention::SelfAttentionShape};
 
 pub(super) const ENTRY: Architecture = Architecture {
     model_type: "qwen3",
-    family: Family::Decoder,
-    tasks: DECODER_TASKS,
-    prefixes: &["model"],
+    class: "Qwen3",
     paper: "arXiv:2505.09388",
-    class: |task| match task {
-        Task::CausalLm => Some("Qwen3ForCausalLM"),
-        Task::SeqCls => Some("Qwen3ForSequenceClassification"),
-        Task::TokenCls => Some("Qwen3ForTokenClassification"),
-        Task::QuestionAns => Some("Qwen3ForQuestionAnswering"),
-        Task::FeatureExtraction => Some("Qwen3Model"),
-        _ => None,
-    },
+    prefixes: &["model", "transformer"],
+    question_prefix: Some("transformer"),
     build,
+    ..Architecture::DECODER
 };
 
 fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
@@ -38,5 +29,5 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
         window: windows.get(i).copied().flatten(),
         ..attention.clone()
     };
-    llama::finish(c, task, &llama::decoder_shape(c, layer, false)?, "model", b)
+    llama::finish(c, task, &llama::decoder_shape(c, layer, false)?, b)
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use lowrank_autograd::{Result as ComputeResult, Value, ops::Activation};
 use lowrank_peft::{Pass, layers::Embedding};
 
-use super::{Architecture, Family, Parts};
+use super::{Architecture, Parts};
 use crate::{
     Builder, Cache, Config, Context, Encoded, Head, Input, Network, Result, Task,
     blocks::{
@@ -20,16 +20,11 @@ use crate::{
 
 pub(super) const ENTRY: Architecture = Architecture {
     model_type: "t5",
-    family: Family::EncoderDecoder,
-    tasks: &[Task::Seq2SeqLm, Task::FeatureExtraction],
+    class: "T5",
     prefixes: &["transformer"],
     paper: "arXiv:1910.10683",
-    class: |task| match task {
-        Task::Seq2SeqLm => Some("T5ForConditionalGeneration"),
-        Task::FeatureExtraction => Some("T5Model"),
-        _ => None,
-    },
     build,
+    ..Architecture::ENCODER_DECODER
 };
 
 #[derive(Debug)]

@@ -200,7 +200,7 @@ impl Shown {
 
 fn headline(model: &PeftModel) -> String {
     let model = model.model();
-    let class = (model.architecture.class)(model.task).unwrap_or("no class");
+    let class = model.architecture.class_for(model.task).unwrap_or_default();
     let (folder, model_type) = (model.folder.display(), model.architecture.model_type);
     format!("{folder}: {class} ({model_type}, {})", model.task.name())
 }
