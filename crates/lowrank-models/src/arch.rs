@@ -5,22 +5,30 @@ use std::sync::Arc;
 use crate::{Builder, Config, Error, Head, Network, Result, Task};
 
 mod bert;
+mod electra;
 mod gpt2;
+mod layoutlm;
 mod llama;
 mod mistral;
 mod qwen2;
 mod qwen3;
+mod roberta;
 mod t5;
+mod xlm_roberta;
 
 /// All architectures.
 pub const ARCHITECTURES: &[Architecture] = &[
     bert::ENTRY,
+    electra::ENTRY,
     gpt2::ENTRY,
+    layoutlm::ENTRY,
     llama::ENTRY,
     mistral::ENTRY,
     qwen2::ENTRY,
     qwen3::ENTRY,
+    roberta::ENTRY,
     t5::ENTRY,
+    xlm_roberta::ENTRY,
 ];
 
 /// How a model does its work.

@@ -3,12 +3,17 @@
 pub mod attention;
 pub mod decoder;
 pub mod encoder;
+pub mod encoder_block;
+pub mod encoder_embeddings;
+pub mod encoder_heads;
 pub mod feed_forward;
 pub mod fused_attention;
 pub mod mlp;
 pub mod multi_head;
 pub mod positions;
+pub mod post_norm;
 pub mod pre_norm;
 pub mod relative_position;
 pub mod rotary;
 pub mod t5_stack;
+pub mod word_boxes;

@@ -132,11 +132,8 @@ impl<'a> Run<'a> {
             .map(|(tokens, &cached)| tokens.get(cached..).unwrap_or_default())
             .collect();
         let lengths: Vec<usize> = fresh.iter().map(|t| t.len()).collect();
-        let input = Input {
-            ids: fresh.concat().into(),
-            sequences: Sequences::continued(&lengths, &self.cached),
-            token_types: None,
-        };
+        let sequences = Sequences::continued(&lengths, &self.cached);
+        let input = Input::new(fresh.concat().into(), sequences);
         let context = Context { cache: Some(&mut self.cache), encoded: self.encoded.as_ref() };
         let hidden = self.model.network().forward(&input, context, self.pass)?;
         let last: Arc<[usize]> = input.sequences.spans.iter().map(|s| s.queries.end - 1).collect();

@@ -80,14 +80,21 @@ pub struct Input {
     pub sequences: Sequences,
     /// BERT's segments, 0 where absent.
     pub token_types: Option<Arc<[u32]>>,
+    /// LayoutLM's boxes of words on their page, `[x0, y0, x1, y1]`, 0 where absent.
+    pub bbox: Option<Arc<[[u32; 4]]>>,
 }
 
 impl Input {
+    /// Ids of these sequences, and nothing besides.
+    pub fn new(ids: Arc<[u32]>, sequences: Sequences) -> Self {
+        Self { ids, sequences, token_types: None, bbox: None }
+    }
+
     /// Sequences of ids, packed.
     pub fn packed<T: AsRef<[u32]>>(rows: &[T]) -> Self {
         let lengths: Vec<usize> = rows.iter().map(|r| r.as_ref().len()).collect();
         let ids = rows.iter().flat_map(|r| r.as_ref()).copied().collect();
-        Self { ids, sequences: Sequences::packed(&lengths), token_types: None }
+        Self::new(ids, Sequences::packed(&lengths))
     }
 }
 

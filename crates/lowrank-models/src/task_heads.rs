@@ -55,11 +55,13 @@ impl Transform {
     }
 }
 
-/// `linear(drop(pooler(h)))` of one token of each sequence.
+/// `linear(drop(pooler(drop(h))))` of one token of each sequence.
 #[derive(Clone, Debug)]
 pub struct SequenceHead {
     /// Which token.
     pub pick: Pick,
+    /// Dropout before the pooler.
+    pub input_dropout: Option<DropoutSite>,
     /// BERT's pooler.
     pub pooler: Option<Transform>,
     /// Dropout before the last layer.
@@ -183,7 +185,8 @@ fn is_frozen(linear: &Linear, pass: &Pass) -> bool {
 
 impl SequenceHead {
     fn forward(&self, x: &Value, pass: &Pass) -> Result<Value> {
-        let x = self.pooler.as_ref().map_or(Ok(x.clone()), |t| t.forward(x, pass))?;
+        let x = self.input_dropout.map_or(Ok(x.clone()), |d| d.forward(x, pass))?;
+        let x = self.pooler.as_ref().map_or(Ok(x.clone()), |t| t.forward(&x, pass))?;
         let x = self.dropout.map_or(Ok(x.clone()), |d| d.forward(&x, pass))?;
         self.linear.forward(&x, pass)
     }
@@ -223,6 +226,7 @@ pub fn decoder_head(
         }
         Task::SeqCls => Head::Sequences(SequenceHead {
             pick: Pick::LastReal { pad: c.token_id("pad_token_id")? },
+            input_dropout: None,
             pooler: None,
             dropout: None,
             linear: b.head_linear("score", hidden, c.num_labels()?, false)?,

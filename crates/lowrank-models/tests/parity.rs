@@ -87,13 +87,11 @@ impl Case {
         if reads_padding && self.model.architecture.family == Family::Encoder {
             let (places, sequences) = ((0..ids.len()).collect(), padded.every_place()?);
             let token_types = types.map(Into::into);
-            return Ok((Input { ids: ids.into(), sequences, token_types }, places));
+            return Ok((Input { token_types, ..Input::new(ids.into(), sequences) }, places));
         }
-        let input = Input {
-            ids: padded.pick(&ids).into(),
-            sequences: padded.sequences(),
-            token_types: types.map(|types| padded.pick(&types).into()),
-        };
+        let token_types = types.map(|types| padded.pick(&types).into());
+        let input = Input::new(padded.pick(&ids).into(), padded.sequences());
+        let input = Input { token_types, ..input };
         Ok((input, padded.real().to_vec()))
     }
 
@@ -106,7 +104,7 @@ impl Case {
                 let padded = self.padded(name, mask)?;
                 let ids: Vec<u32> = self.ints(name)?.iter().map(|&v| v as u32).collect();
                 let (ids, sequences) = (padded.pick(&ids).into(), padded.sequences());
-                let target = Input { ids, sequences, token_types: None };
+                let target = Input::new(ids, sequences);
                 let logits = self.model.target_logits((&input, pass), (&target, pass), None)?;
                 Ok((logits, padded.real().to_vec()))
             }
@@ -215,7 +213,7 @@ impl Case {
         for _ in 0..self.tensor("base.generated")?.dims()[1] {
             let lengths: Vec<usize> = fresh.iter().map(Vec::len).collect();
             let sequences = Sequences::continued(&lengths, &before);
-            let input = Input { ids: fresh.concat().into(), sequences, token_types: None };
+            let input = Input::new(fresh.concat().into(), sequences);
             let context = Context { cache: Some(&mut cache), encoded: encoded.as_ref() };
             let hidden = network.forward(&input, context, &pass)?;
             let logits = self.model.head().logits(&hidden, &input, None, &pass)?;

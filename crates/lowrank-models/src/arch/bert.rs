@@ -3,16 +3,16 @@
 
 use std::sync::Arc;
 
-use lowrank_autograd::ops::Activation;
-
 use super::{Architecture, Parts};
 use crate::{
-    Builder, Config, DropoutSite, Head, Network, Result, Task,
+    Builder, Config, Network as _, Result, Task,
     blocks::{
         encoder::{Encoder, EncoderShape},
-        multi_head::divided_attention,
+        encoder_embeddings::EncoderEmbeddings,
+        encoder_heads::{
+            bert_predictions, classifier_dropout, encoder_head, pooled_classifier, pooler,
+        },
     },
-    task_heads::{Pick, SequenceHead, TokenHead, Transform},
 };
 
 pub(super) const ENTRY: Architecture = Architecture {
@@ -25,82 +25,17 @@ pub(super) const ENTRY: Architecture = Architecture {
 };
 
 fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
-    if c.switch_or("is_decoder", false)? {
-        return Err(c.not_implemented("is_decoder", "false"));
-    }
-    if !matches!(c.word("position_embedding_type")?, None | Some("absolute")) {
-        return Err(c.not_implemented("position_embedding_type", "absolute"));
-    }
-    let shape = shape(c)?;
+    let s = EncoderShape::from_config(c)?;
     let base = b.base();
-    let encoder = Arc::new(Encoder::build(&shape, c, &base)?);
-    let head = head(c, task, &shape, encoder.as_ref(), &base, b)?;
-    Ok((encoder, head))
-}
-
-fn shape(c: &Config) -> Result<EncoderShape> {
-    Ok(EncoderShape {
-        hidden_size: c.size("hidden_size")?,
-        num_hidden_layers: c.size("num_hidden_layers")?,
-        attention: divided_attention(c, "hidden_size", "num_attention_heads")?,
-        intermediate_size: c.size("intermediate_size")?,
-        hidden_act: c.activation("hidden_act", "gelu")?,
-        layer_norm_eps: c.epsilon_or("layer_norm_eps", 1e-12)?,
-        hidden_dropout_prob: c.probability_or("hidden_dropout_prob", 0.1)?,
-        attention_probs_dropout_prob: c.probability_or("attention_probs_dropout_prob", 0.1)?,
-    })
-}
-
-fn head(
-    c: &Config,
-    task: Task,
-    s: &EncoderShape,
-    encoder: &Encoder,
-    base: &Builder,
-    b: &Builder,
-) -> Result<Head> {
-    let hidden = s.hidden_size;
-    Ok(match task {
-        Task::MaskedLm => {
-            let b = b.at("cls.predictions");
-            let transform = Transform {
-                dense: b.head_linear("transform.dense", hidden, hidden, true)?,
-                activation: s.hidden_act,
-                norm: Some(b.head_layer_norm("transform.LayerNorm", hidden, s.layer_norm_eps)?),
-            };
-            let linear = match c.switch_or("tie_word_embeddings", true)? {
-                true => b.tied_linear("decoder", encoder.table(), Some("bias"))?,
-                false => b.head_linear("decoder", hidden, c.size("vocab_size")?, true)?,
-            };
-            Head::Tokens(TokenHead { transform: Some(transform), ..TokenHead::of(linear) })
-        }
-        Task::SeqCls => Head::Sequences(SequenceHead {
-            pick: Pick::First,
-            pooler: Some(pooler(hidden, base)?),
-            dropout: Some(classifier_dropout(c, s, b)?),
-            linear: b.head_linear("classifier", hidden, c.num_labels()?, true)?,
-        }),
-        Task::TokenCls => Head::Tokens(TokenHead {
-            dropout: Some(classifier_dropout(c, s, b)?),
-            ..TokenHead::of(b.head_linear("classifier", hidden, c.num_labels()?, true)?)
-        }),
-        Task::QuestionAns => {
-            Head::Tokens(TokenHead::of(b.head_linear("qa_outputs", hidden, 2, true)?))
-        }
-        _ => {
-            // The bare model has a pooler, though its hidden states do without.
-            pooler(hidden, base)?;
-            Head::Features
-        }
-    })
-}
-
-fn pooler(hidden: usize, base: &Builder) -> Result<Transform> {
-    let dense = base.head_linear("pooler.dense", hidden, hidden, true)?;
-    Ok(Transform { dense, activation: Activation::Tanh, norm: None })
-}
-
-fn classifier_dropout(c: &Config, s: &EncoderShape, b: &Builder) -> Result<DropoutSite> {
-    let p = c.probability_or("classifier_dropout", f64::from(s.hidden_dropout_prob))?;
-    Ok(b.dropout("dropout", p))
+    let embeddings = EncoderEmbeddings::build(&s, c, &base.at("embeddings"))?;
+    let encoder = Encoder::build(&s, embeddings, &base)?;
+    if task == Task::FeatureExtraction {
+        // The bare model has a pooler, though its hidden states do without.
+        pooler(s.hidden_size, &base)?;
+    }
+    let dropout = classifier_dropout(c, &s)?;
+    let masked = || bert_predictions(c, &s, encoder.table(), b);
+    let sequence = || pooled_classifier(c, pooler(s.hidden_size, &base)?, dropout, b);
+    let head = encoder_head(task, c, (s.hidden_size, dropout), b, masked, sequence)?;
+    Ok((Arc::new(encoder), head))
 }

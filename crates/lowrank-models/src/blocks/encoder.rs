@@ -2,29 +2,29 @@
 //! Papers: arXiv:1810.04805 (BERT), arXiv:1706.03762. Reference: transformers
 //! `models/bert/modeling_bert.py`.
 
-use std::sync::Arc;
-
 use lowrank_autograd::{
     Result, Value,
-    ops::{self, Activation, AttentionShape, KeyValues},
+    ops::{Activation, AttentionShape, KeyValues},
 };
 use lowrank_peft::{
     Pass,
-    layers::{Embedding, Norm},
+    layers::{Embedding, Linear},
 };
 
 use super::{
-    feed_forward::FeedForward, multi_head::MultiHeadAttention, positions::LearnedPositions,
+    encoder_block::EncoderBlock,
+    encoder_embeddings::EncoderEmbeddings,
+    multi_head::{MultiHeadAttention, divided_attention},
 };
-use crate::{
-    Builder, Config, Context, DropoutSite, Input, Network, Sequences, network::run_blocks,
-};
+use crate::{Builder, Config, Context, Input, Network, Sequences, network::run_blocks};
 
-/// What distinguishes one member of the family from another, and its sizes.
+/// Sizes of an encoder.
 #[derive(Clone, Debug)]
 pub struct EncoderShape {
     /// Width of the residual stream.
     pub hidden_size: usize,
+    /// Width of the embeddings.
+    pub embedding_size: usize,
     /// Number of blocks.
     pub num_hidden_layers: usize,
     /// Heads of the blocks.
@@ -41,116 +41,54 @@ pub struct EncoderShape {
     pub attention_probs_dropout_prob: f32,
 }
 
+impl EncoderShape {
+    /// Reads the fields that the family shares.
+    ///
+    /// # Errors
+    /// When one is wrong, or asks for a decoder or for positions of another kind.
+    pub fn from_config(c: &Config) -> crate::Result<Self> {
+        for field in ["is_decoder", "add_cross_attention"] {
+            if c.switch_or(field, false)? {
+                return Err(c.not_implemented(field, "false"));
+            }
+        }
+        if !matches!(c.word("position_embedding_type")?, None | Some("absolute")) {
+            return Err(c.not_implemented("position_embedding_type", "absolute"));
+        }
+        let hidden_size = c.size("hidden_size")?;
+        Ok(Self {
+            hidden_size,
+            embedding_size: hidden_size,
+            num_hidden_layers: c.size("num_hidden_layers")?,
+            attention: divided_attention(c, "hidden_size", "num_attention_heads")?,
+            intermediate_size: c.size("intermediate_size")?,
+            hidden_act: c.activation("hidden_act", "gelu")?,
+            layer_norm_eps: c.epsilon_or("layer_norm_eps", 1e-12)?,
+            hidden_dropout_prob: c.probability_or("hidden_dropout_prob", 0.1)?,
+            attention_probs_dropout_prob: c.probability_or("attention_probs_dropout_prob", 0.1)?,
+        })
+    }
+}
+
 /// Embeddings and blocks.
 #[derive(Clone, Debug)]
 pub struct Encoder {
-    embeddings: Embeddings,
-    layer: Vec<Layer>,
+    embeddings: EncoderEmbeddings,
+    /// From the embeddings' width to that of the blocks (ELECTRA).
+    embeddings_project: Option<Linear>,
+    layer: Vec<EncoderBlock<MultiHeadAttention>>,
 }
 
-#[derive(Clone, Debug)]
-struct Embeddings {
-    word_embeddings: Embedding,
-    position_embeddings: LearnedPositions,
-    token_type_embeddings: Embedding,
-    layer_norm: Norm,
-    dropout: DropoutSite,
-}
-
-impl Embeddings {
-    fn build(s: &EncoderShape, c: &Config, b: &Builder) -> crate::Result<Self> {
-        let (hidden, field) = (s.hidden_size, "max_position_embeddings");
-        Ok(Self {
-            word_embeddings: b.embedding("word_embeddings", c.size("vocab_size")?, hidden)?,
-            position_embeddings: LearnedPositions::build(
-                "position_embeddings",
-                field,
-                hidden,
-                c,
-                b,
-            )?,
-            token_type_embeddings: b.embedding(
-                "token_type_embeddings",
-                c.size_or("type_vocab_size", 2)?,
-                hidden,
-            )?,
-            layer_norm: b.layer_norm("LayerNorm", hidden, s.layer_norm_eps)?,
-            dropout: b.dropout("dropout", s.hidden_dropout_prob),
-        })
-    }
-
-    fn forward(&self, input: &Input, pass: &Pass) -> Result<Value> {
-        let types = input.token_types.as_ref().map(Arc::clone);
-        let types = types.unwrap_or_else(|| vec![0; input.ids.len()].into());
-        let words = self.word_embeddings.forward(&input.ids, pass)?;
-        let x = ops::add(&words, &self.token_type_embeddings.forward(&types, pass)?)?;
-        let x = ops::add(&x, &self.position_embeddings.forward(&input.sequences, pass)?)?;
-        self.dropout.forward(&self.layer_norm.forward(&x, pass)?, pass)
-    }
-}
-
-/// `norm(x + drop(f(x)))`, around attention and around the feed-forward block.
-#[derive(Clone, Debug)]
-struct Residual {
-    dropout: DropoutSite,
-    layer_norm: Norm,
-}
-
-impl Residual {
-    fn build(s: &EncoderShape, b: &Builder) -> crate::Result<Self> {
-        Ok(Self {
-            dropout: b.dropout("dropout", s.hidden_dropout_prob),
-            layer_norm: b.layer_norm("LayerNorm", s.hidden_size, s.layer_norm_eps)?,
-        })
-    }
-
-    fn forward(&self, x: &Value, y: &Value, pass: &Pass) -> Result<Value> {
-        self.layer_norm.forward(&ops::add(x, &self.dropout.forward(y, pass)?)?, pass)
-    }
-}
-
-#[derive(Clone, Debug)]
-struct Layer {
-    attention: MultiHeadAttention,
-    attention_output: Residual,
-    feed_forward: FeedForward,
-    output: Residual,
-}
-
-impl Layer {
-    fn build(s: &EncoderShape, b: &Builder) -> crate::Result<Self> {
-        let (hidden, inner) = (s.hidden_size, s.intermediate_size);
-        let square = |name| b.linear(name, hidden, hidden, true);
-        Ok(Self {
-            attention: MultiHeadAttention {
-                query: square("attention.self.query")?,
-                key: square("attention.self.key")?,
-                value: square("attention.self.value")?,
-                output: square("attention.output.dense")?,
-                shape: s.attention.clone(),
-                dropout: b.dropout("attention.self.dropout", s.attention_probs_dropout_prob),
-            },
-            attention_output: Residual::build(s, &b.at("attention.output"))?,
-            feed_forward: FeedForward::plain(
-                b.linear("intermediate.dense", hidden, inner, true)?,
-                s.hidden_act,
-                b.linear("output.dense", inner, hidden, true)?,
-            ),
-            output: Residual::build(s, &b.at("output"))?,
-        })
-    }
-
-    fn forward(
-        &self,
-        x: &Value,
-        sequences: &Sequences,
-        _: Option<&mut [KeyValues]>,
-        pass: &Pass,
-    ) -> Result<Value> {
-        let mixed = self.attention.forward(x, None, sequences, None, pass)?;
-        let x = self.attention_output.forward(x, &mixed, pass)?;
-        self.output.forward(&x, &self.feed_forward.forward(&x, pass)?, pass)
-    }
+fn attention(s: &EncoderShape, b: &Builder) -> crate::Result<MultiHeadAttention> {
+    let square = |name| b.linear(name, s.hidden_size, s.hidden_size, true);
+    Ok(MultiHeadAttention {
+        query: square("self.query")?,
+        key: square("self.key")?,
+        value: square("self.value")?,
+        output: square("output.dense")?,
+        shape: s.attention.clone(),
+        dropout: b.dropout("self.dropout", s.attention_probs_dropout_prob),
+    })
 }
 
 impl Encoder {
@@ -158,18 +96,41 @@ impl Encoder {
     ///
     /// # Errors
     /// When a tensor is missing or misshapen, or a size missing in the config.
-    pub fn build(s: &EncoderShape, c: &Config, b: &Builder) -> crate::Result<Self> {
-        let embeddings = Embeddings::build(s, c, &b.at("embeddings"))?;
-        let layers = 0..s.num_hidden_layers;
-        let layer = layers.map(|i| Layer::build(s, &b.nth("encoder.layer", i)));
-        Ok(Self { embeddings, layer: layer.collect::<crate::Result<_>>()? })
+    pub fn build(
+        s: &EncoderShape,
+        embeddings: EncoderEmbeddings,
+        b: &Builder,
+    ) -> crate::Result<Self> {
+        let (narrow, hidden) = (s.embedding_size, s.hidden_size);
+        let project =
+            (narrow != hidden).then(|| b.linear("embeddings_project", narrow, hidden, true));
+        let layer = (0..s.num_hidden_layers).map(|i| {
+            let b = b.nth("encoder.layer", i);
+            EncoderBlock::build(attention(s, &b.at("attention"))?, s, &b)
+        });
+        Ok(Self {
+            embeddings,
+            embeddings_project: project.transpose()?,
+            layer: layer.collect::<crate::Result<_>>()?,
+        })
     }
+}
+
+fn block(
+    block: &EncoderBlock<MultiHeadAttention>,
+    x: &Value,
+    sequences: &Sequences,
+    _: Option<&mut [KeyValues]>,
+    pass: &Pass,
+) -> Result<Value> {
+    block.forward(x, pass, |attention, x| attention.forward(x, None, sequences, None, pass))
 }
 
 impl Network for Encoder {
     fn forward(&self, input: &Input, _: Context<'_>, pass: &Pass) -> Result<Value> {
         let x = self.embeddings.forward(input, pass)?;
-        run_blocks(&self.layer, x, &input.sequences, None, pass, Layer::forward)
+        let x = self.embeddings_project.as_ref().map_or(Ok(x.clone()), |p| p.forward(&x, pass))?;
+        run_blocks(&self.layer, x, &input.sequences, None, pass, block)
     }
 
     fn table(&self) -> &Embedding {

@@ -37,8 +37,16 @@ impl LearnedPositions {
     /// # Errors
     /// When a position lies beyond the table.
     pub fn forward(&self, sequences: &Sequences, pass: &Pass) -> Result<Value> {
+        self.rows(&sequences.positions, pass)
+    }
+
+    /// The vectors of these positions, `[n, dim]`.
+    ///
+    /// # Errors
+    /// When one lies beyond the table.
+    pub fn rows(&self, positions: &Arc<[u32]>, pass: &Pass) -> Result<Value> {
         let (rows, field) = (self.rows, self.field);
-        let last = sequences.positions.iter().max();
+        let last = positions.iter().max();
         if let Some(last) = last.filter(|last| **last as usize >= rows) {
             let what = format!(
                 "a sequence of {} tokens is too long for this model: `{field}` in `config.json` \
@@ -47,6 +55,6 @@ impl LearnedPositions {
             );
             return Err(candle_core::Error::Msg(what).into());
         }
-        self.table.forward(&Arc::clone(&sequences.positions), pass)
+        self.table.forward(positions, pass)
     }
 }

@@ -96,6 +96,6 @@ fn padded(rows: &[Example], left: bool) -> Batch {
     let targets = token_targets(&sequences, &labels, true);
     assert!(matches!(&targets, Targets::Tokens { rows, .. } if !rows.is_empty()));
     let ids = padded.pick(&ids).into_iter().map(|id| id as u32).collect();
-    let input = Input { ids, sequences, token_types: None };
+    let input = Input::new(ids, sequences);
     Batch { input, decoder_input: None, targets, samples: (0..rows.len() as u64).collect() }
 }

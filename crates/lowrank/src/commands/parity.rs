@@ -246,7 +246,8 @@ impl Case {
             true => Some(pick(&self.ids("in", "token_type_ids")?.0).into()),
             false => None,
         };
-        let input = Input { ids: pick(&ids).into(), sequences, token_types };
+        let ids = pick(&ids).into();
+        let input = Input { token_types, bbox: self.bbox(&places)?, ..Input::new(ids, sequences) };
         let decoder = self.decoder_input(model)?;
         let (read, places, shape) = match &decoder {
             Some((decoder, padded)) => (decoder, padded.real().to_vec(), padded.shape()),
@@ -260,6 +261,15 @@ impl Case {
         Ok((Batch { input, decoder_input, targets, samples }, layout))
     }
 
+    /// The boxes of these places.
+    fn bbox(&self, places: &[usize]) -> anyhow::Result<Option<Arc<[[u32; 4]]>>> {
+        let Some((edges, _)) = self.ints("in.bbox")? else { return Ok(None) };
+        let edges: Result<Vec<u32>, _> = edges.iter().map(|&v| u32::try_from(v)).collect();
+        let edges = edges.context("`in.bbox` holds a negative coordinate")?;
+        let (boxes, _) = edges.as_chunks::<4>();
+        Ok(Some(places.iter().filter_map(|&place| boxes.get(place).copied()).collect()))
+    }
+
     fn decoder_input(&self, model: &Model) -> anyhow::Result<Option<(Input, Padded)>> {
         if model.architecture.family != Family::EncoderDecoder {
             return Ok(None);
@@ -267,7 +277,7 @@ impl Case {
         let (ids, shape) = self.ids("in", "decoder_input_ids")?;
         let padded = self.padded("in", "decoder_attention_mask", shape)?;
         let ids = padded.pick(&ids).into();
-        let input = Input { ids, sequences: padded.sequences(), token_types: None };
+        let input = Input::new(ids, padded.sequences());
         Ok(Some((input, padded)))
     }
 

@@ -147,11 +147,9 @@ fn labels(model: &PeftModel, task: Task) -> anyhow::Result<LabelNames> {
 fn input(examples: &[&Example]) -> Input {
     let lengths: Vec<usize> = examples.iter().map(|e| e.input_ids.len()).collect();
     let types: Option<Vec<&[u32]>> = examples.iter().map(|e| e.token_type_ids.as_deref()).collect();
-    Input {
-        ids: examples.iter().flat_map(|e| e.input_ids.iter().copied()).collect(),
-        sequences: Sequences::packed(&lengths),
-        token_types: types.map(|types| types.concat().into()),
-    }
+    let ids = examples.iter().flat_map(|e| e.input_ids.iter().copied()).collect();
+    let token_types = types.map(|types| types.concat().into());
+    Input { token_types, ..Input::new(ids, Sequences::packed(&lengths)) }
 }
 
 /// Shares that add up to 1, largest logit first in weight.

@@ -1,0 +1,57 @@
+//! RoBERTa: BERT whose positions count from the padding token on, with heads of its own.
+//! Paper: arXiv:1907.11692. Reference: transformers `models/roberta/modeling_roberta.py`.
+
+use std::sync::Arc;
+
+use lowrank_autograd::ops::Activation;
+use lowrank_peft::layers::Embedding;
+
+use super::{Architecture, Parts};
+use crate::{
+    Builder, Config, Network as _, Result, Task,
+    blocks::{
+        encoder::{Encoder, EncoderShape},
+        encoder_embeddings::{EncoderEmbeddings, PositionIds},
+        encoder_heads::{classifier_dropout, decoder, dense_classifier, encoder_head, pooler},
+    },
+    task_heads::{Pick, TokenHead, Transform},
+};
+
+pub(super) const ENTRY: Architecture = Architecture {
+    model_type: "roberta",
+    class: "Roberta",
+    prefixes: &["roberta"],
+    paper: "arXiv:1907.11692",
+    build,
+    ..Architecture::ENCODER
+};
+
+pub(super) fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
+    let s = EncoderShape::from_config(c)?;
+    let base = b.base();
+    let mut embeddings = EncoderEmbeddings::build(&s, c, &base.at("embeddings"))?;
+    let padding_idx = c.token_id("pad_token_id")?.unwrap_or(1);
+    embeddings.position_ids = PositionIds::After(padding_idx);
+    let encoder = Encoder::build(&s, embeddings, &base)?;
+    if task == Task::FeatureExtraction {
+        // The bare model has a pooler, though its hidden states do without.
+        pooler(s.hidden_size, &base)?;
+    }
+    let sizes = (s.hidden_size, classifier_dropout(c, &s)?);
+    let masked = || masked_head(c, &s, encoder.table(), &b.at("lm_head"));
+    let sequence =
+        || dense_classifier(c, (Pick::First, Activation::Tanh), sizes, &b.at("classifier"));
+    let head = encoder_head(task, c, sizes, b, masked, sequence)?;
+    Ok((Arc::new(encoder), head))
+}
+
+fn masked_head(c: &Config, s: &EncoderShape, table: &Embedding, b: &Builder) -> Result<TokenHead> {
+    let transform = Transform {
+        dense: b.head_linear("dense", s.hidden_size, s.hidden_size, true)?,
+        // Whatever `hidden_act` says.
+        activation: Activation::Gelu,
+        norm: Some(b.head_layer_norm("layer_norm", s.hidden_size, s.layer_norm_eps)?),
+    };
+    let linear = decoder(c, table, s.hidden_size, b)?;
+    Ok(TokenHead { transform: Some(transform), ..TokenHead::of(linear) })
+}

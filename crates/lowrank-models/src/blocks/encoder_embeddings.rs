@@ -1,0 +1,96 @@
+//! What encoders of the BERT family read: words, positions, segments, and places on a page. Paper:
+//! arXiv:1810.04805. Reference: transformers `models/bert/modeling_bert.py`, `BertEmbeddings`.
+
+use std::sync::Arc;
+
+use lowrank_autograd::{Result, Value, ops};
+use lowrank_peft::{
+    Pass,
+    layers::{Embedding, Norm},
+};
+
+use super::{encoder::EncoderShape, positions::LearnedPositions, word_boxes::WordBoxes};
+use crate::{Builder, Config, DropoutSite, Input};
+
+/// `drop(norm(words + positions + segments + boxes))`.
+#[derive(Clone, Debug)]
+pub struct EncoderEmbeddings {
+    /// The words' table.
+    pub word_embeddings: Embedding,
+    /// The positions' table.
+    pub position_embeddings: LearnedPositions,
+    /// How positions count.
+    pub position_ids: PositionIds,
+    /// The segments' table.
+    pub token_type_embeddings: Embedding,
+    /// Tables of boxes (LayoutLM).
+    pub boxes: Option<WordBoxes>,
+    /// After the sum.
+    pub norm: Norm,
+    /// After the norm.
+    pub dropout: DropoutSite,
+}
+
+/// Which row of the table a token's position reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PositionIds {
+    /// Its place in the sequence.
+    Place,
+    /// Tokens other than this one count from the row after it; this one reads its own (fairseq).
+    After(u32),
+}
+
+impl PositionIds {
+    fn of(self, input: &Input) -> Arc<[u32]> {
+        let Self::After(padding_idx) = self else { return Arc::clone(&input.sequences.positions) };
+        let mut rows = Vec::with_capacity(input.ids.len());
+        for span in input.sequences.spans.iter() {
+            let mut last = padding_idx;
+            for &id in input.ids.get(span.queries.clone()).unwrap_or_default() {
+                last += u32::from(id != padding_idx);
+                rows.push(if id == padding_idx { padding_idx } else { last });
+            }
+        }
+        rows.into()
+    }
+}
+
+impl EncoderEmbeddings {
+    /// BERT's embeddings at `b`: words, positions and segments.
+    ///
+    /// # Errors
+    /// When a tensor is missing or misshapen, or a size missing in the config.
+    pub fn build(s: &EncoderShape, c: &Config, b: &Builder) -> crate::Result<Self> {
+        let dim = s.embedding_size;
+        let (table, field) = ("position_embeddings", "max_position_embeddings");
+        let word_embeddings = b.embedding("word_embeddings", c.size("vocab_size")?, dim)?;
+        let positions = LearnedPositions::build(table, field, dim, c, b)?;
+        let types = c.size_or("type_vocab_size", 2)?;
+        Ok(Self {
+            word_embeddings,
+            position_embeddings: positions,
+            position_ids: PositionIds::Place,
+            token_type_embeddings: b.embedding("token_type_embeddings", types, dim)?,
+            boxes: None,
+            norm: b.layer_norm("LayerNorm", dim, s.layer_norm_eps)?,
+            dropout: b.dropout("dropout", s.hidden_dropout_prob),
+        })
+    }
+
+    /// `[n, hidden_size]`
+    ///
+    /// # Errors
+    /// When the input doesn't fit the tables.
+    pub fn forward(&self, input: &Input, pass: &Pass) -> Result<Value> {
+        let types = input.token_types.as_ref().map(Arc::clone);
+        let types = types.unwrap_or_else(|| vec![0; input.ids.len()].into());
+        let positions = self.position_ids.of(input);
+        let words = self.word_embeddings.forward(&input.ids, pass)?;
+        let x = ops::add(&words, &self.token_type_embeddings.forward(&types, pass)?)?;
+        let mut x = ops::add(&x, &self.position_embeddings.rows(&positions, pass)?)?;
+        if let Some(boxes) = &self.boxes {
+            x = ops::add(&x, &boxes.forward(input, pass)?)?;
+        }
+        self.dropout.forward(&self.norm.forward(&x, pass)?, pass)
+    }
+}
