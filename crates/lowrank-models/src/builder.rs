@@ -27,6 +27,31 @@ pub struct FreshInit {
     pub deviation: f64,
 }
 
+/// What a norm is, apart from its weights.
+#[derive(Clone, Copy, Debug)]
+pub struct NormShape {
+    /// Which normalization.
+    pub kind: NormKind,
+    /// Elements that it goes over.
+    pub dim: usize,
+    /// Epsilon under the root.
+    pub eps: f64,
+    /// Whether it has offsets.
+    pub bias: bool,
+}
+
+impl NormShape {
+    /// An RMSNorm over `dim` elements.
+    pub fn rms(dim: usize, eps: f64) -> Self {
+        Self { kind: NormKind::Rms, dim, eps, bias: false }
+    }
+
+    /// A LayerNorm over `dim` elements.
+    pub fn layer(dim: usize, eps: f64) -> Self {
+        Self { kind: NormKind::Layer, dim, eps, bias: true }
+    }
+}
+
 /// A place in a model under construction. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Builder {
@@ -227,7 +252,7 @@ impl Builder {
     /// # Errors
     /// When the weight is missing or misshapen.
     pub fn rms_norm(&self, name: &str, dim: usize, eps: f64) -> Result<Norm> {
-        self.norm(NormKind::Rms, name, dim, eps)
+        self.norm(name, NormShape::rms(dim, eps))
     }
 
     /// A LayerNorm over `dim` elements.
@@ -235,14 +260,19 @@ impl Builder {
     /// # Errors
     /// When weight or bias are missing or misshapen.
     pub fn layer_norm(&self, name: &str, dim: usize, eps: f64) -> Result<Norm> {
-        self.norm(NormKind::Layer, name, dim, eps)
+        self.norm(name, NormShape::layer(dim, eps))
     }
 
-    fn norm(&self, kind: NormKind, name: &str, dim: usize, eps: f64) -> Result<Norm> {
+    /// A norm.
+    ///
+    /// # Errors
+    /// When weight or bias are missing or misshapen.
+    pub fn norm(&self, name: &str, shape: NormShape) -> Result<Norm> {
         let path = self.join(name);
-        let weight = self.vector(&format!("{path}.weight"), dim)?;
-        let bias = (kind == NormKind::Layer).then(|| self.vector(&format!("{path}.bias"), dim));
-        Ok(self.register_norm(&path, Norm::new(kind, weight, bias.transpose()?, eps)))
+        let weight = self.vector(&format!("{path}.weight"), shape.dim)?;
+        let bias = shape.bias.then(|| self.vector(&format!("{path}.bias"), shape.dim));
+        let norm = Norm::new(shape.kind, weight, bias.transpose()?, shape.eps);
+        Ok(self.register_norm(&path, norm))
     }
 
     /// A dropout at this place.

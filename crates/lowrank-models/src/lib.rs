@@ -21,7 +21,7 @@ pub mod task_heads;
 mod weights;
 
 pub use arch::{ARCHITECTURES, Architecture, Family, Modality};
-pub use builder::{Builder, Built, DropoutSite, FreshInit};
+pub use builder::{Builder, Built, DropoutSite, FreshInit, NormShape};
 pub use config::Config;
 pub use error::{Error, Result};
 pub use generate::{GenerateOptions, Sampling, generate};

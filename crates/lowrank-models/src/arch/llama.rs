@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use super::{Architecture, Parts};
 use crate::{
-    Builder, Config, Result, Task,
+    Builder, Config, NormShape, Result, Task,
     blocks::{
-        attention::SelfAttentionShape,
-        decoder::{Decoder, DecoderShape},
-        mlp::MlpShape,
+        attention::{SelfAttention, SelfAttentionShape},
+        decoder::{Decoder, DecoderLayer, DecoderShape},
+        mlp::{GatedMlp, MlpShape},
         rotary::Rotary,
     },
     task_heads::{DecoderHeads, decoder_head},
@@ -28,9 +28,10 @@ pub(super) const ENTRY: Architecture = Architecture {
 fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     let bias = c.switch_or("attention_bias", false)?;
     let attention = SelfAttentionShape { qkv_bias: bias, out_bias: bias, ..attention(c)? };
-    let mlp_bias = c.switch_or("mlp_bias", false)?;
-    let shape = decoder_shape(c, |_| attention.clone(), mlp_bias)?;
-    finish(c, task, &shape, b)
+    let mlp = MlpShape { bias: c.switch_or("mlp_bias", false)?, ..mlp(c)? };
+    let shape = decoder_shape(c, attention.head_dim)?;
+    let decoder = Decoder::build(&shape, &b.base(), |_, b| layer(&attention, &mlp, shape.norm, b))?;
+    finish(c, task, decoder, b)
 }
 
 /// The attention that the config's sizes describe: no biases, norms or window.
@@ -59,32 +60,55 @@ pub(super) fn attention(c: &Config) -> Result<SelfAttentionShape> {
     })
 }
 
-/// The whole decoder, with the attention of each layer.
-pub(super) fn decoder_shape(
-    c: &Config,
-    layer: impl Fn(usize) -> SelfAttentionShape,
-    mlp_bias: bool,
-) -> Result<DecoderShape> {
-    let layers: Vec<_> = (0..c.size("num_hidden_layers")?).map(layer).collect();
-    let head_dim = layers.first().map_or(0, |l| l.head_dim);
+/// The MLP that the config's sizes describe: no biases.
+pub(super) fn mlp(c: &Config) -> Result<MlpShape> {
+    Ok(MlpShape {
+        hidden_size: c.size("hidden_size")?,
+        intermediate_size: c.size("intermediate_size")?,
+        bias: false,
+        activation: c.activation("hidden_act", "silu")?,
+    })
+}
+
+/// The decoder that the config's sizes describe.
+pub(super) fn decoder_shape(c: &Config, head_dim: usize) -> Result<DecoderShape> {
     Ok(DecoderShape {
         vocab_size: c.size("vocab_size")?,
-        layers,
-        mlp: MlpShape {
-            hidden_size: c.size("hidden_size")?,
-            intermediate_size: c.size("intermediate_size")?,
-            bias: mlp_bias,
-            activation: c.activation("hidden_act", "silu")?,
-        },
-        rms_norm_eps: c.epsilon_or("rms_norm_eps", 1e-6)?,
+        layers: c.size("num_hidden_layers")?,
+        norm: NormShape::rms(c.size("hidden_size")?, c.epsilon_or("rms_norm_eps", 1e-6)?),
         rotary: Rotary::from_config(c, head_dim)?,
     })
 }
 
-/// Builds the decoder and its head.
-pub(super) fn finish(c: &Config, task: Task, shape: &DecoderShape, b: &Builder) -> Result<Parts> {
-    let decoder = Arc::new(Decoder::build(shape, &b.base())?);
+/// A block at `b`.
+pub(super) fn layer(
+    attention: &SelfAttentionShape,
+    mlp: &MlpShape,
+    norm: NormShape,
+    b: &Builder,
+) -> Result<DecoderLayer> {
+    let attention = SelfAttention::build(attention, &b.at("self_attn"))?;
+    let mlp = GatedMlp::build(mlp, &b.at("mlp"))?;
+    let norms = [b.norm("input_layernorm", norm)?, b.norm("post_attention_layernorm", norm)?];
+    Ok(DecoderLayer::new(attention, mlp, norms))
+}
+
+/// Blocks of Llama's kind with the attention of each layer.
+pub(super) fn with_attention(
+    c: &Config,
+    task: Task,
+    b: &Builder,
+    attention: impl Fn(usize) -> SelfAttentionShape,
+) -> Result<Parts> {
+    let (shape, mlp) = (decoder_shape(c, attention(0).head_dim)?, mlp(c)?);
+    let decoder =
+        Decoder::build(&shape, &b.base(), |i, b| layer(&attention(i), &mlp, shape.norm, b))?;
+    finish(c, task, decoder, b)
+}
+
+/// The decoder with its head.
+pub(super) fn finish(c: &Config, task: Task, decoder: Decoder, b: &Builder) -> Result<Parts> {
     let names = DecoderHeads { token_classifier: "score", token_dropout: ("hidden_dropout", 0.1) };
-    let head = decoder_head(task, c, decoder.as_ref(), names, b)?;
-    Ok((decoder, head))
+    let head = decoder_head(task, c, &decoder, names, b)?;
+    Ok((Arc::new(decoder), head))
 }

@@ -19,6 +19,5 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
         false => Some(4096),
     };
     let attention = SelfAttentionShape { window, ..llama::attention(c)? };
-    let shape = llama::decoder_shape(c, |_| attention.clone(), false)?;
-    llama::finish(c, task, &shape, b)
+    llama::with_attention(c, task, b, |_| attention.clone())
 }

@@ -21,7 +21,7 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
         window: windows.get(i).copied().flatten(),
         ..attention.clone()
     };
-    llama::finish(c, task, &llama::decoder_shape(c, layer, false)?, b)
+    llama::with_attention(c, task, b, layer)
 }
 
 /// The window of each layer: by `layer_types`, or, in older configs, from `max_window_layers` on.

@@ -29,5 +29,5 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
         window: windows.get(i).copied().flatten(),
         ..attention.clone()
     };
-    llama::finish(c, task, &llama::decoder_shape(c, layer, false)?, b)
+    llama::with_attention(c, task, b, layer)
 }

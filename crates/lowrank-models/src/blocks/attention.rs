@@ -11,6 +11,23 @@ use lowrank_peft::{
 
 use crate::{Builder, DropoutSite, Sequences};
 
+/// How the tokens of a sequence are mixed.
+pub trait Attention: std::fmt::Debug + Send + Sync {
+    /// `x` `[n, hidden_size]` → the same; `angles` are those of its rows, `cache` holds the
+    /// sequences' earlier keys and values.
+    ///
+    /// # Errors
+    /// When `x` doesn't fit.
+    fn forward(
+        &self,
+        x: &Value,
+        angles: &Angles,
+        sequences: &Sequences,
+        cache: Option<&mut [KeyValues]>,
+        pass: &Pass,
+    ) -> Result<Value>;
+}
+
 /// What a [`SelfAttention`] is made of.
 #[derive(Clone, Debug)]
 pub struct SelfAttentionShape {
@@ -75,12 +92,10 @@ impl SelfAttention {
             dropout: b.dropout("attention", s.dropout),
         })
     }
+}
 
-    /// `x` `[n, hidden_size]` → the same; `cache` holds the sequences' earlier keys and values.
-    ///
-    /// # Errors
-    /// When `x` doesn't fit.
-    pub fn forward(
+impl Attention for SelfAttention {
+    fn forward(
         &self,
         x: &Value,
         angles: &Angles,

@@ -1,6 +1,8 @@
-//! The decoder of the Llama family: pre-norm blocks of rotary attention and a gated MLP.
+//! The decoder of the Llama family: pre-norm blocks of rotary attention and an MLP.
 //! Papers: arXiv:2302.13971 (Llama), arXiv:2305.13245 (grouped queries), arXiv:2310.06825
 //! (Mistral). Reference: transformers `models/llama/modeling_llama.py`.
+
+use std::sync::Arc;
 
 use lowrank_autograd::{
     Result, Value,
@@ -11,58 +13,36 @@ use lowrank_peft::{
     layers::{Embedding, Norm},
 };
 
-use super::{
-    attention::{SelfAttention, SelfAttentionShape},
-    mlp::{GatedMlp, MlpShape},
-    rotary::Rotary,
-};
-use crate::{Builder, Cache, Context, Input, Network, Sequences, network::run_blocks};
-
-/// What distinguishes one member of the family from another.
-#[derive(Clone, Debug)]
-pub struct DecoderShape {
-    /// Rows of the embedding.
-    pub vocab_size: usize,
-    /// One entry a block.
-    pub layers: Vec<SelfAttentionShape>,
-    /// The MLPs.
-    pub mlp: MlpShape,
-    /// Epsilon of the norms.
-    pub rms_norm_eps: f64,
-    /// Positions.
-    pub rotary: Rotary,
-}
+use super::{attention::Attention, mlp::Mlp, rotary::Rotary};
+use crate::{Builder, Cache, Context, Input, Network, NormShape, Sequences, network::run_blocks};
 
 /// Embedding, blocks and final norm.
 #[derive(Clone, Debug)]
 pub struct Decoder {
     embed_tokens: Embedding,
-    layers: Vec<Layer>,
+    layers: Vec<DecoderLayer>,
     norm: Norm,
     rotary: Rotary,
 }
 
+/// A block: `x + attn(norm(x))`, then the same around an MLP; either may be of any kind.
 #[derive(Clone, Debug)]
-struct Layer {
+pub struct DecoderLayer {
     input_layernorm: Norm,
-    self_attn: SelfAttention,
+    self_attn: Arc<dyn Attention>,
     post_attention_layernorm: Norm,
-    mlp: GatedMlp,
+    mlp: Arc<dyn Mlp>,
 }
 
-impl Layer {
-    fn build(
-        shape: &DecoderShape,
-        attention: &SelfAttentionShape,
-        b: &Builder,
-    ) -> crate::Result<Self> {
-        let norm = |name| b.rms_norm(name, attention.hidden_size, shape.rms_norm_eps);
-        Ok(Self {
-            self_attn: SelfAttention::build(attention, &b.at("self_attn"))?,
-            mlp: GatedMlp::build(&shape.mlp, &b.at("mlp"))?,
-            input_layernorm: norm("input_layernorm")?,
-            post_attention_layernorm: norm("post_attention_layernorm")?,
-        })
+impl DecoderLayer {
+    /// The block of an attention and an MLP with the norms before them.
+    pub fn new(
+        self_attn: impl Attention + 'static,
+        mlp: impl Mlp + 'static,
+        [input_layernorm, post_attention_layernorm]: [Norm; 2],
+    ) -> Self {
+        let (self_attn, mlp) = (Arc::new(self_attn), Arc::new(mlp));
+        Self { input_layernorm, self_attn, post_attention_layernorm, mlp }
     }
 
     fn forward(
@@ -80,26 +60,38 @@ impl Layer {
     }
 }
 
+/// What a [`Decoder`] is made of, apart from its blocks.
+#[derive(Clone, Debug)]
+pub struct DecoderShape {
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Blocks.
+    pub layers: usize,
+    /// The final norm.
+    pub norm: NormShape,
+    /// Positions.
+    pub rotary: Rotary,
+}
+
 impl Decoder {
-    /// The decoder at `b`; names below it are the checkpoint's own.
+    /// `embed_tokens`, `layers` and `norm` at `b`. `layer` builds a block at its place, given its
+    /// number.
     ///
     /// # Errors
     /// When a tensor is missing or misshapen.
-    pub fn build(shape: &DecoderShape, b: &Builder) -> crate::Result<Self> {
-        let hidden = shape.mlp.hidden_size;
-        let embed_tokens = b.embedding("embed_tokens", shape.vocab_size, hidden)?;
-        let layer = |(i, attention)| Layer::build(shape, attention, &b.nth("layers", i));
+    pub fn build(
+        shape: &DecoderShape,
+        b: &Builder,
+        layer: impl Fn(usize, &Builder) -> crate::Result<DecoderLayer>,
+    ) -> crate::Result<Self> {
+        let embed_tokens = b.embedding("embed_tokens", shape.vocab_size, shape.norm.dim)?;
+        let layers = (0..shape.layers).map(|i| layer(i, &b.nth("layers", i)));
         Ok(Self {
             embed_tokens,
-            layers: shape.layers.iter().enumerate().map(layer).collect::<crate::Result<_>>()?,
-            norm: b.rms_norm("norm", hidden, shape.rms_norm_eps)?,
+            layers: layers.collect::<crate::Result<_>>()?,
+            norm: b.norm("norm", shape.norm)?,
             rotary: shape.rotary.clone(),
         })
-    }
-
-    /// The token embedding, for a tied head.
-    pub fn embed_tokens(&self) -> &Embedding {
-        &self.embed_tokens
     }
 }
 

@@ -8,6 +8,15 @@ use lowrank_peft::{Pass, layers::Linear};
 
 use crate::Builder;
 
+/// What follows the attention in a block.
+pub trait Mlp: std::fmt::Debug + Send + Sync {
+    /// `x` `[n, hidden_size]` → the same.
+    ///
+    /// # Errors
+    /// When `x` doesn't fit.
+    fn forward(&self, x: &Value, pass: &Pass) -> Result<Value>;
+}
+
 /// `down(f(gate(x))·up(x))` (arXiv:2002.05202).
 #[derive(Clone, Debug)]
 pub struct GatedMlp {
@@ -44,12 +53,10 @@ impl GatedMlp {
             activation: shape.activation,
         })
     }
+}
 
-    /// `x` `[n, hidden_size]` → the same.
-    ///
-    /// # Errors
-    /// When `x` doesn't fit.
-    pub fn forward(&self, x: &Value, pass: &Pass) -> Result<Value> {
+impl Mlp for GatedMlp {
+    fn forward(&self, x: &Value, pass: &Pass) -> Result<Value> {
         let gate = self.gate_proj.forward(x, pass)?;
         let up = self.up_proj.forward(x, pass)?;
         self.down_proj.forward(&ops::gated(&gate, &up, self.activation)?, pass)
