@@ -10,6 +10,7 @@ mod gpt2;
 mod layoutlm;
 mod llama;
 mod mistral;
+mod mt5;
 mod qwen2;
 mod qwen3;
 mod roberta;
@@ -24,6 +25,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     layoutlm::ENTRY,
     llama::ENTRY,
     mistral::ENTRY,
+    mt5::ENTRY,
     qwen2::ENTRY,
     qwen3::ENTRY,
     roberta::ENTRY,

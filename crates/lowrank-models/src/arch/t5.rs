@@ -35,12 +35,25 @@ struct T5 {
 }
 
 fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
+    build_with(c, task, b, "relu", scale(c)?)
+}
+
+/// Both stacks and the head. `feed_forward_proj` is what a config without the field means, `scale`
+/// the factor before the head.
+pub(super) fn build_with(
+    c: &Config,
+    task: Task,
+    b: &Builder,
+    feed_forward_proj: &str,
+    scale: Option<f32>,
+) -> Result<Parts> {
+    let shape = |is_decoder| shape(c, is_decoder, feed_forward_proj);
     let shared = b.embedding("shared", c.size("vocab_size")?, c.size("d_model")?)?;
-    let encoder = Stack::build(&shape(c, false)?, &shared, &b.at("encoder"))?;
-    let decoder = Stack::build(&shape(c, true)?, &shared, &b.at("decoder"))?;
+    let encoder = Stack::build(&shape(false)?, &shared, &b.at("encoder"))?;
+    let decoder = Stack::build(&shape(true)?, &shared, &b.at("decoder"))?;
     let head = match task {
         Task::Seq2SeqLm => Head::Tokens(TokenHead {
-            scale: scale(c)?,
+            scale,
             // v1.1 has a head of its own, which its files carry whatever they say about tying.
             ..TokenHead::of(b.tied_linear("lm_head", &shared, None)?)
         }),
@@ -58,9 +71,9 @@ fn scale(c: &Config) -> Result<Option<f32>> {
     Ok(scaled.then(|| (d_model as f32).sqrt().recip()))
 }
 
-fn shape(c: &Config, is_decoder: bool) -> Result<StackShape> {
+fn shape(c: &Config, is_decoder: bool, feed_forward_proj: &str) -> Result<StackShape> {
     let num_layers = c.size("num_layers")?;
-    let (dense_act_fn, is_gated_act) = feed_forward_proj(c)?;
+    let (dense_act_fn, is_gated_act) = activation(c, feed_forward_proj)?;
     Ok(StackShape {
         d_model: c.size("d_model")?,
         d_ff: c.size("d_ff")?,
@@ -80,8 +93,8 @@ fn shape(c: &Config, is_decoder: bool) -> Result<StackShape> {
 }
 
 /// `relu`, or `gated-` and the name of an activation.
-fn feed_forward_proj(c: &Config) -> Result<(Activation, bool)> {
-    let word = c.word("feed_forward_proj")?.unwrap_or("relu");
+fn activation(c: &Config, default: &str) -> Result<(Activation, bool)> {
+    let word = c.word("feed_forward_proj")?.unwrap_or(default);
     let (gated, name) = match word.strip_prefix("gated-") {
         // The name is older than the distinction: v1.1 was trained with the tanh approximation.
         Some("gelu") => (true, "gelu_new"),
