@@ -6,6 +6,7 @@ use crate::{Builder, Config, Error, Head, Network, Result, Task};
 
 mod bert;
 mod electra;
+mod gemma;
 mod gpt2;
 mod layoutlm;
 mod llama;
@@ -21,6 +22,7 @@ mod xlm_roberta;
 pub const ARCHITECTURES: &[Architecture] = &[
     bert::ENTRY,
     electra::ENTRY,
+    gemma::ENTRY,
     gpt2::ENTRY,
     layoutlm::ENTRY,
     llama::ENTRY,

@@ -52,6 +52,18 @@ pub fn scale(x: &Value, factor: f32) -> Result<Value> {
     }))
 }
 
+/// `x + offset`, element by element.
+///
+/// # Errors
+/// When `x` isn't f32.
+pub fn shift(x: &Value, offset: f32) -> Result<Value> {
+    let _time = profile::scope("shift");
+    let data = x.data().contiguous()?;
+    let y = F32::of("shift", &data)?.iter().map(|x| x + offset).collect();
+    let y = tensor(y, x.dims())?;
+    Ok(Value::record("shift", y, [x], |_| |dy: Tensor| Ok([Some(dy)])))
+}
+
 /// The same elements under another shape.
 ///
 /// # Errors

@@ -23,6 +23,7 @@ proptest! {
         check(&t, |v| ops::add(&v[0], &v[1]), |t| Ok((&t[0] + &t[1])?));
         check(&t, |v| ops::mul(&v[0], &v[1]), |t| Ok((&t[0] * &t[1])?));
         check(x, |v| ops::scale(&v[0], 0.75), |t| Ok((&t[0] * 0.75)?));
+        check(x, |v| ops::shift(&v[0], 0.75), |t| Ok((&t[0] + 0.75)?));
         check(x, |v| ops::reshape(&v[0], &[d, n]), |t| Ok(t[0].reshape((d, n))?));
         check(x, |v| ops::sum_all(&v[0]), |t| Ok(t[0].sum_all()?));
         let (from, to) = ((seed % d as u64) as usize, d);

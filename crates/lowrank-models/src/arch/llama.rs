@@ -74,6 +74,7 @@ pub(super) fn mlp(c: &Config) -> Result<MlpShape> {
 pub(super) fn decoder_shape(c: &Config, head_dim: usize) -> Result<DecoderShape> {
     Ok(DecoderShape {
         vocab_size: c.size("vocab_size")?,
+        embedding_scale: None,
         layers: c.size("num_hidden_layers")?,
         norm: NormShape::rms(c.size("hidden_size")?, c.epsilon_or("rms_norm_eps", 1e-6)?),
         rotary: Rotary::from_config(c, head_dim)?,

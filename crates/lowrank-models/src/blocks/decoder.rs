@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use candle_core::{DType, Device, Tensor};
 use lowrank_autograd::{
     Result, Value,
     ops::{self, Angles, KeyValues},
@@ -20,6 +21,7 @@ use crate::{Builder, Cache, Context, Input, Network, NormShape, Sequences, netwo
 #[derive(Clone, Debug)]
 pub struct Decoder {
     embed_tokens: Embedding,
+    embedding_scale: Option<f32>,
     layers: Vec<DecoderLayer>,
     norm: Norm,
     rotary: Rotary,
@@ -65,6 +67,8 @@ impl DecoderLayer {
 pub struct DecoderShape {
     /// Rows of the embedding.
     pub vocab_size: usize,
+    /// Factor of what is read from it.
+    pub embedding_scale: Option<f32>,
     /// Blocks.
     pub layers: usize,
     /// The final norm.
@@ -86,8 +90,15 @@ impl Decoder {
     ) -> crate::Result<Self> {
         let embed_tokens = b.embedding("embed_tokens", shape.vocab_size, shape.norm.dim)?;
         let layers = (0..shape.layers).map(|i| layer(i, &b.nth("layers", i)));
+        // transformers holds the factor in the table's dtype.
+        let dtype = embed_tokens.weight().weight().dtype();
+        let rounded = |scale: f32| -> crate::Result<f32> {
+            let scale = Tensor::new(scale, &Device::Cpu)?.to_dtype(dtype)?;
+            Ok(scale.to_dtype(DType::F32)?.to_scalar()?)
+        };
         Ok(Self {
             embed_tokens,
+            embedding_scale: shape.embedding_scale.map(rounded).transpose()?,
             layers: layers.collect::<crate::Result<_>>()?,
             norm: b.norm("norm", shape.norm)?,
             rotary: shape.rotary.clone(),
@@ -99,6 +110,7 @@ impl Network for Decoder {
     fn forward(&self, input: &Input, context: Context<'_>, pass: &Pass) -> Result<Value> {
         let angles = self.rotary.angles(&input.sequences)?;
         let x = self.embed_tokens.forward(&input.ids, pass)?;
+        let x = self.embedding_scale.map_or(Ok(x.clone()), |scale| ops::scale(&x, scale))?;
         let (sequences, cache) = (&input.sequences, context.cache);
         let x =
             run_blocks(&self.layers, x, sequences, cache, pass, move |layer, x, s, cache, p| {

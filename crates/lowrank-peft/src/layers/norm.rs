@@ -11,6 +11,8 @@ use crate::{BaseTensor, Pass};
 pub enum NormKind {
     /// Root mean square, without a mean or a bias.
     Rms,
+    /// Root mean square, with factors that are kept as their difference to 1 (Gemma).
+    RmsAroundOne,
     /// Mean and variance.
     Layer,
 }
@@ -52,6 +54,7 @@ impl Norm {
         let bias = self.bias().map(|b| b.value(pass)).transpose()?;
         match self.0.kind {
             NormKind::Rms => ops::rms_norm(x, &weight, self.0.eps),
+            NormKind::RmsAroundOne => ops::rms_norm(x, &ops::shift(&weight, 1.0)?, self.0.eps),
             NormKind::Layer => ops::layer_norm(x, &weight, bias.as_ref(), self.0.eps),
         }
     }
