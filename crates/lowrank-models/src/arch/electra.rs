@@ -13,9 +13,9 @@ use crate::{
     blocks::{
         encoder::{Encoder, EncoderShape},
         encoder_embeddings::EncoderEmbeddings,
-        encoder_heads::{classifier_dropout, dense_classifier, encoder_head},
+        encoder_heads::{classifier_dropout, decoder, dense_classifier, encoder_head, transform},
     },
-    task_heads::{Pick, TokenHead, Transform},
+    task_heads::{Pick, TokenHead},
 };
 
 pub(super) const ENTRY: Architecture = Architecture {
@@ -43,18 +43,10 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
 
 /// The generator's head: back to the embeddings' width, then their table.
 fn masked_head(c: &Config, s: &EncoderShape, table: &Embedding, b: &Builder) -> Result<TokenHead> {
-    let (hidden, narrow) = (s.hidden_size, s.embedding_size);
     let predictions = b.at("generator_predictions");
-    let transform = Transform {
-        dense: predictions.head_linear("dense", hidden, narrow, true)?,
-        // Whatever `hidden_act` says.
-        activation: Activation::Gelu,
-        norm: Some(predictions.head_layer_norm("LayerNorm", narrow, s.layer_norm_eps)?),
-    };
-    let name = "generator_lm_head";
-    let linear = match c.switch_or("tie_word_embeddings", true)? {
-        true => b.tied_linear(name, table, Some("generator_lm_head.bias"))?,
-        false => b.head_linear(name, narrow, c.size("vocab_size")?, true)?,
-    };
+    // Whatever `hidden_act` says.
+    let transform = transform(s, Activation::Gelu, ["dense", "LayerNorm"], &predictions)?;
+    let names = ["generator_lm_head", "generator_lm_head.bias"];
+    let linear = decoder(c, s, table, names, b)?;
     Ok(TokenHead { transform: Some(transform), ..TokenHead::of(linear) })
 }

@@ -12,9 +12,11 @@ use crate::{
     blocks::{
         encoder::{Encoder, EncoderShape},
         encoder_embeddings::{EncoderEmbeddings, PositionIds},
-        encoder_heads::{classifier_dropout, decoder, dense_classifier, encoder_head, pooler},
+        encoder_heads::{
+            classifier_dropout, decoder, dense_classifier, encoder_head, pooler, transform,
+        },
     },
-    task_heads::{Pick, TokenHead, Transform},
+    task_heads::{Pick, TokenHead},
 };
 
 pub(super) const ENTRY: Architecture = Architecture {
@@ -46,12 +48,8 @@ pub(super) fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
 }
 
 fn masked_head(c: &Config, s: &EncoderShape, table: &Embedding, b: &Builder) -> Result<TokenHead> {
-    let transform = Transform {
-        dense: b.head_linear("dense", s.hidden_size, s.hidden_size, true)?,
-        // Whatever `hidden_act` says.
-        activation: Activation::Gelu,
-        norm: Some(b.head_layer_norm("layer_norm", s.hidden_size, s.layer_norm_eps)?),
-    };
-    let linear = decoder(c, table, s.hidden_size, b)?;
+    // Whatever `hidden_act` says.
+    let transform = transform(s, Activation::Gelu, ["dense", "layer_norm"], b)?;
+    let linear = decoder(c, s, table, ["decoder", "bias"], b)?;
     Ok(TokenHead { transform: Some(transform), ..TokenHead::of(linear) })
 }

@@ -57,24 +57,44 @@ pub fn bert_predictions(
     b: &Builder,
 ) -> Result<TokenHead> {
     let b = b.at("cls.predictions");
-    let transform = Transform {
-        dense: b.head_linear("transform.dense", s.hidden_size, s.embedding_size, true)?,
-        activation: s.hidden_act,
-        norm: Some(b.head_layer_norm("transform.LayerNorm", s.embedding_size, s.layer_norm_eps)?),
-    };
-    let linear = decoder(c, table, s.embedding_size, &b)?;
+    let transform = transform(s, s.hidden_act, ["dense", "LayerNorm"], &b.at("transform"))?;
+    let linear = decoder(c, s, table, ["decoder", "bias"], &b)?;
     Ok(TokenHead { transform: Some(transform), ..TokenHead::of(linear) })
 }
 
-/// The last layer of a masked language head, `decoder`: the words' table with a bias of its own
-/// beside the layer, or a layer by itself.
+/// What comes before the last layer of a masked language head: a dense layer from the blocks' width
+/// to the embeddings', and a norm, of these names at `b`.
+///
+/// # Errors
+/// When a tensor is misshapen.
+pub fn transform(
+    s: &EncoderShape,
+    activation: Activation,
+    [dense, norm]: [&str; 2],
+    b: &Builder,
+) -> Result<Transform> {
+    Ok(Transform {
+        dense: b.head_linear(dense, s.hidden_size, s.embedding_size, true)?,
+        activation,
+        norm: Some(b.head_layer_norm(norm, s.embedding_size, s.layer_norm_eps)?),
+    })
+}
+
+/// The last layer of a masked language head: the words' table with a bias of its own, of these
+/// names at `b`, or a layer by itself.
 ///
 /// # Errors
 /// When a tensor is misshapen or a config field wrong.
-pub fn decoder(c: &Config, table: &Embedding, width: usize, b: &Builder) -> Result<Linear> {
+pub fn decoder(
+    c: &Config,
+    s: &EncoderShape,
+    table: &Embedding,
+    [layer, bias]: [&str; 2],
+    b: &Builder,
+) -> Result<Linear> {
     match c.switch_or("tie_word_embeddings", true)? {
-        true => b.tied_linear("decoder", table, Some("bias")),
-        false => b.head_linear("decoder", width, c.size("vocab_size")?, true),
+        true => b.tied_linear(layer, table, Some(bias)),
+        false => b.head_linear(layer, s.embedding_size, c.size("vocab_size")?, true),
     }
 }
 
