@@ -8,6 +8,8 @@ use crate::{
 };
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod blocked;
 mod dots;
 mod element;
@@ -311,10 +313,10 @@ impl Job<'_> {
         // SAFETY: the caller's promise.
         unsafe {
             match Engine::best() {
+                Engine::Portable => self.run_anywhere(to, row_stride),
                 #[cfg(target_arch = "x86_64")]
-                engine @ (Engine::Avx2 | Engine::Avx512 | Engine::Avx512Bf16) => {
-                    self.run_packed(engine, to, row_stride);
-                }
+                engine => self.run_packed(engine, to, row_stride),
+                #[cfg(not(target_arch = "x86_64"))]
                 _ => self.run_anywhere(to, row_stride),
             }
         }

@@ -5,20 +5,21 @@
 use rayon::prelude::*;
 
 use super::{
-    Factor, Job, Shared,
+    Factor, Job, Shared, amx,
     element::Lines,
     engine::Engine,
     pack::{self, Lanes, Strip},
     scratch::Scratch,
-    tile::{AVX2_F32, AVX512_BF16, AVX512_F32, Kernel, Place, Run},
+    tile::{AMX, AVX2_F32, AVX512_BF16, AVX512_F32, Kernel, Place, Run},
 };
 use crate::weight::Elements;
 
 /// Most steps of the inner dimension that are packed at a time: strips stay in the second-level
 /// cache.
 const STEPS: usize = 768;
-/// Most panels of the left factor that are packed at a time.
+/// Most panels and rows of the left factor that are packed at a time.
 const PANELS: usize = 48;
+const ROWS: usize = 672;
 /// Multiplications below which tasks cost more than they bring.
 const SERIAL: usize = 1 << 17;
 /// Tasks that a product is cut into if it has few strips.
@@ -28,37 +29,56 @@ const TASKS: usize = 8;
 #[derive(Clone, Copy)]
 struct Setting {
     engine: Engine,
+    /// Rows and columns of a tile of the result.
     rows: usize,
     width: usize,
     lanes: Lanes,
+    /// Panels hold a multiple of so many steps.
+    whole: usize,
     kernels: &'static [Kernel],
 }
 
 impl Setting {
-    fn of(engine: Engine, lanes: Lanes) -> Self {
-        let (rows, width) = engine.tile();
-        let kernels: &'static [Kernel] = match (engine, lanes) {
-            (Engine::Avx512Bf16, Lanes::Bf16Pairs) => &AVX512_BF16,
-            (Engine::Avx512 | Engine::Avx512Bf16, _) => &AVX512_F32,
-            (Engine::Avx2 | Engine::Portable, _) => &AVX2_F32,
-        };
-        Self { engine, rows, width, lanes, kernels }
+    fn of(engine: Engine, b: &Factor<'_>) -> Self {
+        let f32s = Lanes::F32;
+        let set = |rows, width, lanes, whole, kernels| Self { engine, rows, width, lanes, whole, kernels };
+        match engine {
+            Engine::Amx if b.is_bf16() => set(amx::ROWS, 32, Lanes::Bf16Pairs, amx::STEPS, &AMX),
+            Engine::Avx512Bf16 if b.is_bf16() => set(14, 32, Lanes::Bf16Pairs, 1, &AVX512_BF16),
+            Engine::Avx512 | Engine::Avx512Bf16 | Engine::Amx => set(14, 32, f32s, 1, &AVX512_F32),
+            Engine::Avx2 | Engine::Portable => set(6, 16, f32s, 1, &AVX2_F32),
+        }
+    }
+
+    /// Steps of a panel over `len` elements of the inner dimension.
+    fn steps(&self, len: usize) -> usize {
+        len.div_ceil(self.lanes.per_step()).next_multiple_of(self.whole)
+    }
+
+    /// Packs a part of the left factor into `out`, in the layout that the kernel reads.
+    fn pack_left(&self, from: &Factor<'_>, strip: Strip, out: &mut [u32]) {
+        match (self.whole, from.elements) {
+            (1, _) => self.pack(from, strip, out),
+            (_, Elements::F32(data)) => amx::pack_left(from.lines_of(data), strip, out),
+            (_, Elements::Bf16(data)) => amx::pack_left(from.lines_of(data), strip, out),
+            (_, Elements::F16(data)) => amx::pack_left(from.lines_of(data), strip, out),
+        }
     }
 
     /// Packs a part of `from` into `out`.
     fn pack(&self, from: &Factor<'_>, strip: Strip, out: &mut [u32]) {
-        let (line_stride, step_stride) = (from.line_stride, from.step_stride);
         match from.elements {
-            Elements::F32(data) => {
-                pack::pack(self.engine, Lines { data, line_stride, step_stride }, strip, out);
-            }
-            Elements::Bf16(data) => {
-                pack::pack(self.engine, Lines { data, line_stride, step_stride }, strip, out);
-            }
-            Elements::F16(data) => {
-                pack::pack(self.engine, Lines { data, line_stride, step_stride }, strip, out);
-            }
+            Elements::F32(data) => pack::pack(self.engine, from.lines_of(data), strip, out),
+            Elements::Bf16(data) => pack::pack(self.engine, from.lines_of(data), strip, out),
+            Elements::F16(data) => pack::pack(self.engine, from.lines_of(data), strip, out),
         }
+    }
+}
+
+impl Factor<'_> {
+    /// The factor over its elements.
+    fn lines_of<'d, T>(&self, data: &'d [T]) -> Lines<'d, T> {
+        Lines { data, line_stride: self.line_stride, step_stride: self.step_stride }
     }
 }
 
@@ -78,15 +98,15 @@ impl Job<'_> {
     /// `to` is writable for all rows, which don't overlap, and `engine` exists on this machine.
     #[expect(unsafe_code, reason = "the target is a pointer, since it may not be initialized yet")]
     pub(super) unsafe fn run_packed(&self, engine: Engine, to: *mut f32, row_stride: usize) {
-        let pairs = engine == Engine::Avx512Bf16 && self.b.is_bf16();
-        let lanes = if pairs { Lanes::Bf16Pairs } else { Lanes::F32 };
-        let setting = Setting::of(engine, lanes);
+        let setting = Setting::of(engine, &self.b);
         let (m, k) = (self.a.lines, self.a.inner);
         let tail = self.tails.iter().map(|(a, _)| a.inner).sum();
-        let pieces = k.div_ceil(STEPS * lanes.per_step()).max(1);
-        let len = k.div_ceil(pieces).next_multiple_of(lanes.per_step());
+        let per_step = setting.lanes.per_step();
+        let pieces = k.div_ceil(STEPS * per_step).max(1);
+        let len = k.div_ceil(pieces).next_multiple_of(setting.whole * per_step);
         let panels = m.div_ceil(setting.rows);
-        let per_block = panels.div_ceil(panels.div_ceil(PANELS).max(1)) * setting.rows;
+        let most = (ROWS / setting.rows).min(PANELS);
+        let per_block = panels.div_ceil(panels.div_ceil(most).max(1)) * setting.rows;
         for row in (0..m).step_by(per_block.max(1)) {
             let rows = per_block.min(m - row);
             for piece in 0..pieces {
@@ -116,18 +136,15 @@ impl Job<'_> {
         to: Shared,
         row_stride: usize,
     ) {
-        let steps = stretch.len.div_ceil(setting.lanes.per_step());
-        let mut left = Scratch::take(rows * steps);
+        let steps = setting.steps(stretch.len);
+        let mut left = Scratch::take(rows.next_multiple_of(setting.rows) * steps);
         let mut left_tail = Scratch::take(rows * stretch.tail);
         let parallel = self.is_parallel(rows, stretch);
         let pack = |panel: usize, out: &mut [u32]| {
             let first_line = row + panel * setting.rows;
             let lines = setting.rows.min(row + rows - first_line);
-            setting.pack(
-                &self.a,
-                strip(setting, stretch, first_line, lines, lines, self.scale),
-                out,
-            );
+            let strip = strip(setting, stretch, first_line, lines, lines, self.scale);
+            setting.pack_left(&self.a, strip, out);
         };
         let size = (setting.rows * steps).max(1);
         match parallel {
@@ -221,11 +238,12 @@ impl Work<'_> {
     ) {
         let (setting, stretch) = (self.setting, self.stretch);
         let (width, columns) = (setting.width, setting.width.min(self.of.b.lines - column));
-        let steps = stretch.len.div_ceil(setting.lanes.per_step());
+        let steps = setting.steps(stretch.len);
         let mut right = Scratch::take(width * steps);
         let mut right_tail = Scratch::take(width * stretch.tail);
         let own = strip(setting, stretch, column, columns, width, 1.0);
         setting.pack(&self.of.b, own, &mut right);
+        right[own.steps() * width..].fill(0);
         if stretch.tail > 0 {
             self.of.pack_tails(setting, |(_, b)| b, column, columns, width, &mut right_tail);
         }
@@ -242,6 +260,7 @@ impl Work<'_> {
             let place = Place {
                 to: to.at((row + first) * row_stride + column),
                 row_stride,
+                rows,
                 columns,
                 add: self.of.add || !stretch.starts,
                 bias: bias.map_or(std::ptr::null(), <[f32]>::as_ptr),

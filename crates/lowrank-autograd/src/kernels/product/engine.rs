@@ -2,6 +2,8 @@
 
 use std::sync::OnceLock;
 
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use super::super::simd::{Level, level};
 
 /// A set of tile kernels.
@@ -15,6 +17,8 @@ pub(crate) enum Engine {
     Avx512,
     /// AVX-512, with bf16 weights multiplied as pairs of bf16.
     Avx512Bf16,
+    /// AVX-512, with bf16 weights multiplied in tiles of AMX.
+    Amx,
 }
 
 impl Engine {
@@ -24,8 +28,7 @@ impl Engine {
         *BEST.get_or_init(|| match level() {
             Level::Portable => Self::Portable,
             Level::Avx2 => Self::Avx2,
-            Level::Avx512 if has_bf16() && is_fast_at_bf16() => Self::Avx512Bf16,
-            Level::Avx512 => Self::Avx512,
+            Level::Avx512 => fastest_avx512(),
         })
     }
 
@@ -35,43 +38,32 @@ impl Engine {
         let mut all = vec![Self::Portable];
         all.extend((level() >= Level::Avx2).then_some(Self::Avx2));
         all.extend((level() >= Level::Avx512).then_some(Self::Avx512));
-        all.extend(has_bf16().then_some(Self::Avx512Bf16));
-        all
-    }
-
-    /// Rows and columns of a tile of the result.
-    #[cfg(target_arch = "x86_64")]
-    pub(crate) fn tile(self) -> (usize, usize) {
-        match self {
-            Self::Avx512 | Self::Avx512Bf16 => (14, 32),
-            Self::Avx2 | Self::Portable => (6, 16),
+        #[cfg(target_arch = "x86_64")]
+        {
+            all.extend(has_bf16().then_some(Self::Avx512Bf16));
+            all.extend((level() == Level::Avx512 && amx::exists()).then_some(Self::Amx));
         }
-    }
-}
-
-/// Whether there is an instruction for pairs of bf16 at all.
-fn has_bf16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        level() == Level::Avx512 && is_x86_feature_detected!("avx512bf16")
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        false
+        all
     }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn is_fast_at_bf16() -> bool {
-    false
+fn fastest_avx512() -> Engine {
+    Engine::Avx512
 }
 
-/// Times both kinds of multiplication in registers: not every machine that has the instruction is
-/// fast at it. Machines run it at half the rate of f32 or at twice that, so that noise doesn't turn
-/// the answer, and with it the bits of results.
+/// Whether there is an instruction for pairs of bf16 at all.
+#[cfg(target_arch = "x86_64")]
+fn has_bf16() -> bool {
+    level() == Level::Avx512 && is_x86_feature_detected!("avx512bf16")
+}
+
+/// Times the kinds of multiplication in registers: not every machine that has an instruction is
+/// fast at it. Machines run pairs of bf16 at half the rate of f32 or at twice that, and tiles at
+/// several times it, so that noise doesn't turn the answer, and with it the bits of results.
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "calls of functions compiled for another instruction set")]
-fn is_fast_at_bf16() -> bool {
+fn fastest_avx512() -> Engine {
     const STEPS: u32 = 20_000;
     const TRIES: usize = 9;
     let fastest = |run: &dyn Fn()| {
@@ -80,12 +72,20 @@ fn is_fast_at_bf16() -> bool {
             run();
             start.elapsed()
         };
-        (0..TRIES).map(|_| time()).min().unwrap_or_default()
+        (0..TRIES).map(|_| time()).min().unwrap_or_default().as_secs_f64()
     };
-    // SAFETY: `best` has asked `has_bf16`, which finds both instructions.
-    let narrow = fastest(&|| unsafe { super::tile::spin_bf16(STEPS) });
-    // SAFETY: as above.
+    // SAFETY: the level is AVX-512.
     let wide = fastest(&|| unsafe { super::tile::spin_f32(STEPS) });
-    // A bf16 step multiplies two pairs where an f32 step multiplies one.
-    narrow.as_secs_f64() < 1.5 * wide.as_secs_f64()
+    // SAFETY: the instructions have been found.
+    let tiles = amx::exists().then(|| fastest(&|| unsafe { amx::spin(STEPS as usize) }));
+    if tiles.is_some_and(|tiles| 1.5 * tiles < wide) {
+        return Engine::Amx;
+    }
+    // SAFETY: as above.
+    let pairs = has_bf16().then(|| fastest(&|| unsafe { super::tile::spin_bf16(STEPS) }));
+    // A step of pairs multiplies two where an f32 step multiplies one.
+    match pairs.is_some_and(|pairs| pairs < 1.5 * wide) {
+        true => Engine::Avx512Bf16,
+        false => Engine::Avx512,
+    }
 }

@@ -8,7 +8,7 @@ use super::{
 };
 
 /// Lines and lanes of a block that is transposed in registers.
-const BLOCK: usize = 16;
+pub(super) const BLOCK: usize = 16;
 /// How many steps ahead memory is asked for where steps lie far from each other: as long as it
 /// takes to come.
 const AHEAD: usize = 32;
@@ -106,8 +106,9 @@ vectorized! {
 #[repr(align(64))]
 struct Block([[u32; BLOCK]; BLOCK]);
 
+/// The lanes of up to a block of elements that follow each other, zeros beyond them.
 #[inline(always)]
-fn fill<T: Element>(from: &[T], lanes: Lanes, scale: f32, to: &mut [u32; BLOCK]) {
+pub(super) fn fill<T: Element>(from: &[T], lanes: Lanes, scale: f32, to: &mut [u32; BLOCK]) {
     match lanes {
         Lanes::F32 => {
             let mut wide = [0.0; BLOCK];
@@ -136,7 +137,7 @@ fn transpose(engine: Engine, block: &Block, out: &mut [u32], stride: usize, widt
     assert!(out.len() >= (BLOCK - 1) * stride + width, "a block doesn't fit");
     match engine {
         // SAFETY: the assertion leaves room, and the engine exists where it is chosen.
-        Engine::Avx512 | Engine::Avx512Bf16 => unsafe {
+        Engine::Avx512 | Engine::Avx512Bf16 | Engine::Amx => unsafe {
             return super::tile::transpose_avx512(&block.0, out.as_mut_ptr(), stride, width);
         },
         // SAFETY: as above.
@@ -209,30 +210,30 @@ vectorized! {
 
 /// Neither lies contiguous.
 fn one_by_one<T: Element>(from: Lines<'_, T>, strip: Strip, out: &mut [u32]) {
-    let per_step = strip.lanes.per_step();
     for (step, to) in out.chunks_exact_mut(strip.width).enumerate() {
-        for (line, to) in to.iter_mut().enumerate() {
-            let element = |i: usize| {
-                let inner = step * per_step + i;
-                let at = (strip.first_line + line) * from.line_stride
-                    + (strip.first + inner) * from.step_stride;
-                let there = line < strip.lines && inner < strip.len;
-                from.data.get(at..at + 1).filter(|_| there).unwrap_or_default()
-            };
-            *to = match strip.lanes {
-                Lanes::F32 => {
-                    let mut wide = [0.0];
-                    T::widen(element(0), strip.scale, &mut wide);
-                    wide[0].to_bits()
-                }
-                Lanes::Bf16Pairs => {
-                    let mut pair = [[0]; 2];
-                    pair.iter_mut()
-                        .enumerate()
-                        .for_each(|(i, to)| T::narrow(element(i), strip.scale, to));
-                    u32::from(pair[0][0]) | u32::from(pair[1][0]) << 16
-                }
-            };
+        to.iter_mut().enumerate().for_each(|(line, to)| *to = lane(from, strip, line, step));
+    }
+}
+
+/// A line's lane in one step, wherever its elements lie.
+pub(super) fn lane<T: Element>(from: Lines<'_, T>, strip: Strip, line: usize, step: usize) -> u32 {
+    let element = |i: usize| {
+        let inner = step * strip.lanes.per_step() + i;
+        let at = (strip.first_line + line) * from.line_stride
+            + (strip.first + inner) * from.step_stride;
+        let there = line < strip.lines && inner < strip.len;
+        from.data.get(at..at + 1).filter(|_| there).unwrap_or_default()
+    };
+    match strip.lanes {
+        Lanes::F32 => {
+            let mut wide = [0.0];
+            T::widen(element(0), strip.scale, &mut wide);
+            wide[0].to_bits()
+        }
+        Lanes::Bf16Pairs => {
+            let mut pair = [[0]; 2];
+            pair.iter_mut().enumerate().for_each(|(i, to)| T::narrow(element(i), strip.scale, to));
+            u32::from(pair[0][0]) | u32::from(pair[1][0]) << 16
         }
     }
 }

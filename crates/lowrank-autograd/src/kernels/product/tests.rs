@@ -86,7 +86,8 @@ impl Case {
         let mut got = before.clone();
         run(job, engine, &mut got, stride);
         // Pairs of bf16 round the left factor as well.
-        let rounds = dtype == 1 && engine.is_none_or(|engine| engine == Engine::Avx512Bf16);
+        let in_pairs = |engine| matches!(engine, Engine::Avx512Bf16 | Engine::Amx);
+        let rounds = dtype == 1 && engine.is_none_or(in_pairs);
         for row in 0..m {
             for column in 0..stride {
                 let at = row * stride + column;

@@ -23,6 +23,8 @@ pub(crate) struct Place {
     /// The tile's first element.
     pub(crate) to: *mut f32,
     pub(crate) row_stride: usize,
+    /// Rows that exist.
+    pub(crate) rows: usize,
     /// Columns that exist: at most a tile's width.
     pub(crate) columns: usize,
     /// Whether the tile is added to what stands there.
@@ -33,6 +35,51 @@ pub(crate) struct Place {
 
 /// A tile kernel: multiplies `main` and then `tail` (f32), for a number of rows.
 pub(crate) type Kernel = unsafe fn(Run, Run, Place);
+
+/// Puts a row of 32 sums where it belongs, with bias and what stood there.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn put(place: &Place, row: usize, sums: [__m512; 2]) {
+    let mask = u32::MAX >> (32 - place.columns as u32);
+    for (half, mut sum) in sums.into_iter().enumerate() {
+        let mask = (mask >> (16 * half)) as u16;
+        let to = place.to.wrapping_add(row * place.row_stride + 16 * half);
+        // SAFETY: the caller's place has this row of `columns` elements, and so many biases; the
+        // masks touch nothing beyond.
+        unsafe {
+            if !place.bias.is_null() {
+                let bias = place.bias.wrapping_add(16 * half);
+                sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, bias));
+            }
+            if place.add {
+                sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, to));
+            }
+            _mm512_mask_storeu_ps(to, mask, sum);
+        }
+    }
+}
+
+/// Puts a row of 32 sums after adding the row's product of `tail`.
+///
+/// # Safety
+/// 32 numbers can be read at `sums`, `tail` holds `place.rows` and 32 lanes a step, and `place` has
+/// this row.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(crate) unsafe fn put_row(place: &Place, row: usize, sums: *const f32, tail: Run) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut sums = [_mm512_loadu_ps(sums), _mm512_loadu_ps(sums.add(16))];
+        for step in 0..tail.steps {
+            let lane = _mm512_set1_ps(tail.a.add(step * place.rows + row).cast::<f32>().read());
+            for (half, sum) in sums.iter_mut().enumerate() {
+                let b = _mm512_loadu_ps(tail.b.add(32 * step + 16 * half).cast());
+                *sum = _mm512_fmadd_ps(lane, b, *sum);
+            }
+        }
+        put(place, row, sums);
+    }
+}
 
 /// Defines `$name<ROWS>`: a tile of `ROWS` × 32 over AVX-512; `$dot` multiplies lanes of `main`.
 macro_rules! avx512_tile {
@@ -73,24 +120,8 @@ macro_rules! avx512_tile {
                     a = a.add(ROWS);
                     b = b.add(32);
                 }
-                let mask = u32::MAX >> (32 - place.columns as u32);
-                let masks = [mask as u16, (mask >> 16) as u16];
-                for half in 0..2 {
-                    let bias = match place.bias.is_null() {
-                        true => _mm512_setzero_ps(),
-                        false => {
-                            let from = place.bias.wrapping_add(16 * half);
-                            _mm512_maskz_loadu_ps(masks[half], from)
-                        }
-                    };
-                    for (row, sum) in sums.iter().enumerate() {
-                        let to = place.to.wrapping_add(row * place.row_stride + 16 * half);
-                        let mut sum = _mm512_add_ps(sum[half], bias);
-                        if place.add {
-                            sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(masks[half], to));
-                        }
-                        _mm512_mask_storeu_ps(to, masks[half], sum);
-                    }
+                for (row, sum) in sums.iter().enumerate() {
+                    put(&place, row, *sum);
                 }
             }
         }
@@ -161,6 +192,8 @@ pub(crate) static AVX512_F32: [Kernel; 14] = by_rows!(avx512_f32: 1 2 3 4 5 6 7 
 /// AVX-512, pairs of bf16: up to 14 rows by 32 columns.
 pub(crate) static AVX512_BF16: [Kernel; 14] =
     by_rows!(avx512_bf16: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+/// AMX: up to 32 rows by 32 columns.
+pub(crate) static AMX: [Kernel; super::amx::ROWS] = [super::amx::amx; super::amx::ROWS];
 /// AVX2, f32: up to 6 rows by 16 columns.
 pub(crate) static AVX2_F32: [Kernel; 6] = by_rows!(avx2_f32: 1 2 3 4 5 6);
 
