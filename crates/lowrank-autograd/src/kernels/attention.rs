@@ -9,20 +9,25 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::{
     Dropout,
+    kernels::product::Pairs,
     ops::{AttentionShape, Span},
 };
 
 mod backward;
 mod forward;
 mod head;
+mod pairs;
 mod scratch;
 mod softmax;
+#[cfg(test)]
+mod tests;
 mod tile;
 mod work;
 
 use backward::Group;
 use forward::Place;
 use head::Head;
+use pairs::KeysAndValues;
 
 /// Operands of one attention: `q` `[n, heads·head_dim]`, `k` `[m, kv_heads·head_dim]`, `v`
 /// `[m, kv_heads·value_dim]`.
@@ -36,6 +41,8 @@ pub(crate) struct Operands<'a> {
     pub(crate) bias: Option<&'a [f32]>,
     pub(crate) shape: &'a AttentionShape,
     pub(crate) dropout: Option<&'a Dropout>,
+    /// Kernels that multiply in bf16, if the operands are worth no more.
+    pub(crate) pairs: Option<Pairs>,
 }
 
 /// What turns the scores `s` of a row into probabilities `exp(s - max)/sum`. As one number,
@@ -65,6 +72,7 @@ impl SoftmaxRow {
 pub(crate) fn forward(of: Operands<'_>, spans: &[Span], output: &mut [f32]) -> Vec<SoftmaxRow> {
     let (heads, width) = (of.shape.heads, of.shape.heads * of.shape.value_dim);
     let mut softmax = vec![SoftmaxRow::default(); output.len() / width * heads];
+    let packed = of.pairs.map(|pairs| KeysAndValues::pack(&of, spans, pairs));
     let pieces = work::pieces(&of, spans);
     let (mut rows_left, mut softmax_left, mut at) = (output, &mut softmax[..], 0);
     let mut tasks = Vec::new();
@@ -84,7 +92,8 @@ pub(crate) fn forward(of: Operands<'_>, spans: &[Span], output: &mut [f32]) -> V
                 let first = block.span.queries.start + block.rows.start - piece.rows.start;
                 for head in heads.clone() {
                     let head = Head { of, span: block.span, head };
-                    head.forward(&block.rows, scratch);
+                    let packed = packed.as_ref().map(|p| p.head(block.index, head.kv_head()));
+                    head.forward(&block.rows, packed, scratch);
                     let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
                     head.place(&block.rows, scratch, place.starting_at(first, of.shape));
                 }

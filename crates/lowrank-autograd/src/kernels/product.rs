@@ -18,13 +18,21 @@ mod fallback;
 #[cfg(target_arch = "x86_64")]
 mod pack;
 #[cfg(target_arch = "x86_64")]
+mod pairs;
+#[cfg(target_arch = "x86_64")]
 mod scratch;
+#[cfg(target_arch = "x86_64")]
+mod setting;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
 mod tile;
 
 use engine::Engine;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use pairs::{Begun, Pairs};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use scratch::Scratch;
 
 /// An f32 matrix in memory: elements and strides.
 #[derive(Clone, Copy)]

@@ -14,6 +14,7 @@ use crate::{
     kernels::{
         F32,
         attention::{self, Operands, Saved, SoftmaxRow, Wanted},
+        product::Pairs,
         tensor,
     },
     profile,
@@ -92,8 +93,10 @@ pub fn attention(
     let none = Value::constant(tensor(Vec::new(), &[0, shape.heads])?);
     let bias_value = bias.unwrap_or(&none);
     let n = q.dims()[0];
+    let halves = [&q, &k, &v].iter().all(|value| value.half().is_some());
+    let pairs = Pairs::best().filter(|_| halves);
     let (output, rows) =
-        run(q.data(), k.data(), v.data(), bias.map(Value::data), shape, spans, &dropout)?;
+        run([q.data(), k.data(), v.data()], bias.map(Value::data), shape, spans, &dropout, pairs)?;
     let output = tensor(output, &[n, shape.heads * shape.value_dim])?;
     let has_bias = bias.is_some();
     let result = Value::constant(output.clone()).halved_if(q.half().is_some());
@@ -122,6 +125,7 @@ pub fn attention(
                     bias: has_bias.then_some(&*fb),
                     shape: &shape,
                     dropout: dropout.as_ref(),
+                    pairs,
                 };
                 let saved = Saved { output: &fo, rows: &rows, dy: &fdy };
                 attention::backward(of, &spans, saved, wanted)
@@ -197,6 +201,7 @@ pub fn attention_cached(
             bias: fb.as_deref(),
             shape,
             dropout: None,
+            pairs: None,
         };
         let whole = Span { queries: 0..len, keys: 0..before + len, offset: before };
         attention::forward(of, &[whole], &mut output[rows(yw)]);
@@ -237,18 +242,17 @@ fn check_caches(
 }
 
 fn run(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
+    [q, k, v]: [&Tensor; 3],
     bias: Option<&Tensor>,
     shape: &AttentionShape,
     spans: &[Span],
     dropout: &Option<Dropout>,
+    pairs: Option<Pairs>,
 ) -> Result<(Vec<f32>, Vec<SoftmaxRow>)> {
     let (fq, fk, fv) = (F32::of(OP, q)?, F32::of(OP, k)?, F32::of(OP, v)?);
     let fb = bias.map(|b| F32::of(OP, b)).transpose()?;
-    let of =
-        Operands { q: &fq, k: &fk, v: &fv, bias: fb.as_deref(), shape, dropout: dropout.as_ref() };
+    let (bias, dropout) = (fb.as_deref(), dropout.as_ref());
+    let of = Operands { q: &fq, k: &fk, v: &fv, bias, shape, dropout, pairs };
     let mut output = vec![0.0; q.dims()[0] * shape.heads * shape.value_dim];
     let rows = attention::forward(of, spans, &mut output);
     Ok((output, rows))

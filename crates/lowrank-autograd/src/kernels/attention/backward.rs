@@ -8,6 +8,7 @@ use std::{
 use super::{
     Operands, Saved, Wanted,
     head::{Head, Tile, head_rows, lanes},
+    pairs::{PackedBlock, PackedGroup, untranspose},
     scratch::Scratch,
     softmax::{self, Known},
     tile::{Left, Rows, Size, multiply},
@@ -47,12 +48,15 @@ impl Group<'_> {
             dk: buffers.0.filled(keys(self.wanted.k) * shape.head_dim, 0.0),
             dv: buffers.1.filled(keys(self.wanted.v) * shape.value_dim, 0.0),
         };
+        let first = Head { of: self.of, span: self.span, head: self.kv_head * group };
+        let packed = self.of.pairs.map(|pairs| PackedGroup::pack(&first, &self.keys, pairs));
         for head in self.kv_head * group..(self.kv_head + 1) * group {
             let head = Head { of: self.of, span: self.span, head };
             let dropout = head.dropout();
             let n = self.span.queries.len();
             for rows in (0..n).step_by(ROWS).map(|first| first..(first + ROWS).min(n)) {
-                let block = Block { group: self, head, rows, dropout: dropout.as_ref() };
+                let (dropout, packed) = (dropout.as_ref(), packed.as_ref());
+                let block = Block { group: self, head, rows, dropout, packed };
                 if block.backward(scratch, &mut sums, dbias) && self.wanted.q {
                     let dq = scratch.rows.room(block.rows.len() * shape.head_dim);
                     let first = self.span.queries.start + block.rows.start;
@@ -79,6 +83,7 @@ struct Block<'a> {
     head: Head<'a>,
     rows: Range<usize>,
     dropout: Option<&'a Dropout>,
+    packed: Option<&'a PackedGroup>,
 }
 
 impl Block<'_> {
@@ -91,9 +96,31 @@ impl Block<'_> {
             return false;
         }
         self.load(scratch);
+        let packed = self.packed.map(|packed| {
+            let queries = self.head.queries(self.rows.start);
+            let dy = self.outputs(self.group.saved.dy);
+            (packed, packed.block(queries, dy, self.rows.len(), &self.group.of))
+        });
         for (i, tile) in tiles.enumerate() {
+            match &packed {
+                None => self.scores(&tile, scratch),
+                Some((packed, block)) => {
+                    let [scores, dp] = [&mut scratch.scores, &mut scratch.ds];
+                    packed.scores(&tile, block, scores.room(tile.len()), dp.room(tile.len()));
+                }
+            }
             self.differentiate(&tile, scratch, dbias);
-            self.products(&tile, i > 0, scratch, sums);
+            match &packed {
+                None => self.products(&tile, i > 0, scratch, sums),
+                Some((packed, block)) => {
+                    self.packed_products(&tile, i > 0, packed, block, scratch, sums);
+                }
+            }
+        }
+        if packed.is_some() && self.group.wanted.q {
+            let (lanes, dim) = (lanes(&self.rows), self.group.of.shape.head_dim);
+            let to = scratch.rows.room(self.rows.len() * dim);
+            untranspose(scratch.transposed.room(dim * lanes), lanes, dim, to);
         }
         true
     }
@@ -102,11 +129,13 @@ impl Block<'_> {
     fn load(&self, scratch: &mut Scratch) {
         let (shape, rows, saved) = (self.group.of.shape, &self.rows, &self.group.saved);
         let lanes = lanes(rows);
-        let queries = scratch.queries.room(lanes * shape.head_dim);
-        self.head.queries(rows.start).transpose(rows.len(), shape.head_dim, shape.scale, queries);
-        let dy = self.outputs(saved.dy);
-        let transposed = scratch.dy.room(lanes * shape.value_dim);
-        dy.transpose(rows.len(), shape.value_dim, 1.0, transposed);
+        let (queries, dy) = (self.head.queries(rows.start), self.outputs(saved.dy));
+        if self.packed.is_none() {
+            let to = scratch.queries.room(lanes * shape.head_dim);
+            queries.transpose(rows.len(), shape.head_dim, shape.scale, to);
+            let to = scratch.dy.room(lanes * shape.value_dim);
+            dy.transpose(rows.len(), shape.value_dim, 1.0, to);
+        }
         let output = self.outputs(saved.output);
         let [max, inverse, dot] = [&mut scratch.max, &mut scratch.sum, &mut scratch.keep]
             .map(|buffer| buffer.filled(lanes, 0.0));
@@ -126,18 +155,24 @@ impl Block<'_> {
         head_rows(x, first, s.heads, s.value_dim, self.head.head)
     }
 
+    /// Leaves `q·kᵀ` in `scratch.scores` and `dy·vᵀ` in `scratch.ds`.
+    fn scores(&self, tile: &Tile, scratch: &mut Scratch) {
+        let (shape, lanes) = (self.group.of.shape, tile.lanes());
+        let queries = scratch.queries.room(lanes * shape.head_dim);
+        self.head.products(tile, queries, scratch.scores.room(tile.len()));
+        let size = Size { m: tile.keys.len(), n: lanes, k: shape.value_dim };
+        let values = self.head.values(tile.keys.start).left();
+        let dy = Rows { data: scratch.dy.room(lanes * shape.value_dim), stride: lanes };
+        multiply(scratch.ds.room(tile.len()), lanes, false, size, values, dy);
+    }
+
     /// Leaves `f·p` in `scratch.scores` and the scores' gradients in `scratch.ds`.
     fn differentiate(&self, tile: &Tile, scratch: &mut Scratch, dbias: &mut [f32]) {
         let (shape, lanes, len) = (self.group.of.shape, tile.lanes(), tile.len());
         let (scores, ds) = (scratch.scores.room(len), scratch.ds.room(len));
         let capped = shape.softcap.is_some();
         let slopes = scratch.slopes.room(if capped { len } else { 0 });
-        let queries = scratch.queries.room(lanes * shape.head_dim);
-        self.head.scores(tile, queries, scores, slopes, &mut scratch.line);
-        let size = Size { m: tile.keys.len(), n: lanes, k: shape.value_dim };
-        let values = self.head.values(tile.keys.start).left();
-        let dy = scratch.dy.room(lanes * shape.value_dim);
-        multiply(ds, lanes, false, size, values, Rows { data: dy, stride: lanes });
+        self.head.finish(tile, scores, slopes, &mut scratch.line);
         let factors = scratch.factors.room(if self.dropout.is_some() { len } else { 0 });
         if let Some(dropout) = self.dropout {
             self.head.factors(dropout, tile, &mut scratch.line, factors);
@@ -178,6 +213,31 @@ impl Block<'_> {
             let left = Left { data: p, row: lanes, column: 1 };
             let to = &mut sums.dv[start * shape.value_dim..];
             multiply(to, shape.value_dim, true, size, left, self.outputs(self.group.saved.dy));
+        }
+    }
+
+    fn packed_products(
+        &self,
+        tile: &Tile,
+        keep: bool,
+        packed: &PackedGroup,
+        block: &PackedBlock,
+        scratch: &mut Scratch,
+        sums: &mut Sums<'_>,
+    ) {
+        let (shape, wanted) = (self.group.of.shape, self.group.wanted);
+        let start = tile.keys.start - self.group.keys.start;
+        let (ds, dim) = (scratch.ds.room(tile.len()), shape.head_dim);
+        if wanted.q {
+            let to = scratch.transposed.room(dim * tile.lanes());
+            packed.queries(tile, dim, ds, keep, to);
+        }
+        if wanted.k {
+            packed.keys(tile, dim, ds, &block.queries, &mut sums.dk[start * dim..]);
+        }
+        if wanted.v {
+            let (p, dim) = (scratch.scores.room(tile.len()), shape.value_dim);
+            packed.keys(tile, dim, p, &block.dy, &mut sums.dv[start * dim..]);
         }
     }
 }

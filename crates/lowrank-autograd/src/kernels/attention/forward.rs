@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::{
     SoftmaxRow,
     head::{Head, Tile, lanes},
+    pairs::{PackedHead, untranspose},
     scratch::Scratch,
     softmax::{self, LANES, Running},
     tile::{Left, Size, multiply},
@@ -30,12 +31,18 @@ impl Place<'_> {
 
 impl Head<'_> {
     /// Computes a block's output in `scratch.rows` (`[rows, value_dim]`), its maxima in
-    /// `scratch.max` and its sums in `scratch.sum`.
-    pub(super) fn forward(&self, rows: &Range<usize>, scratch: &mut Scratch) {
+    /// `scratch.max` and its sums in `scratch.sum`; `packed` is this head's if products are of bf16.
+    pub(super) fn forward(
+        &self,
+        rows: &Range<usize>,
+        packed: Option<PackedHead<'_>>,
+        scratch: &mut Scratch,
+    ) {
         let dropout = self.dropout();
-        match rows.len() {
-            1 => self.forward_row(rows.start, dropout.as_ref(), scratch),
-            _ => self.forward_rows(rows, dropout.as_ref(), scratch),
+        match (rows.len(), packed) {
+            (1, _) => self.forward_row(rows.start, dropout.as_ref(), scratch),
+            (_, None) => self.forward_rows(rows, dropout.as_ref(), scratch),
+            (_, Some(packed)) => self.forward_pairs(rows, &packed, dropout.as_ref(), scratch),
         }
     }
 
@@ -44,25 +51,61 @@ impl Head<'_> {
         let dim = shape.value_dim;
         let queries = scratch.queries.room(lanes * shape.head_dim);
         self.queries(rows.start).transpose(rows.len(), shape.head_dim, shape.scale, queries);
-        let max = scratch.max.filled(lanes, f32::NEG_INFINITY);
-        let sum = scratch.sum.filled(lanes, 0.0);
-        let keep = scratch.keep.room(lanes);
-        let output = scratch.rows.filled(rows.len() * dim, 0.0);
+        scratch.begin_softmax(lanes);
+        scratch.rows.filled(rows.len() * dim, 0.0);
         for (i, tile) in self.tiles(rows, 0..usize::MAX).enumerate() {
-            let p = scratch.scores.room(tile.len());
-            self.scores(&tile, queries, p, &mut [], &mut scratch.line);
-            softmax::advance(p, Running { max, sum, keep });
-            if let Some(dropout) = dropout {
-                let factors = scratch.factors.room(tile.len());
-                self.factors(dropout, &tile, &mut scratch.line, factors);
-                softmax::scale_by(p, factors);
-            }
+            let queries = scratch.queries.room(lanes * shape.head_dim);
+            self.products(&tile, queries, scratch.scores.room(tile.len()));
+            self.advance(&tile, dropout, scratch);
+            let output = scratch.rows.room(rows.len() * dim);
             if i > 0 {
-                softmax::scale_rows(output, dim, keep);
+                softmax::scale_rows(output, dim, scratch.keep.room(lanes));
             }
             let size = Size { m: rows.len(), n: dim, k: tile.keys.len() };
-            let p = Left { data: p, row: 1, column: lanes };
+            let p = Left { data: scratch.scores.room(tile.len()), row: 1, column: lanes };
             multiply(output, dim, i > 0, size, p, self.values(tile.keys.start));
+        }
+    }
+
+    /// The same in products of bf16, the output transposed until its end.
+    fn forward_pairs(
+        &self,
+        rows: &Range<usize>,
+        packed: &PackedHead<'_>,
+        dropout: Option<&Dropout>,
+        scratch: &mut Scratch,
+    ) {
+        let (shape, lanes) = (self.of.shape, lanes(rows));
+        let dim = shape.value_dim;
+        let queries = packed.queries(self, rows);
+        scratch.begin_softmax(lanes);
+        scratch.transposed.filled(dim * lanes, 0.0);
+        for (i, tile) in self.tiles(rows, 0..usize::MAX).enumerate() {
+            packed.scores(&tile, shape.head_dim, &queries, scratch.scores.room(tile.len()));
+            self.advance(&tile, dropout, scratch);
+            let output = scratch.transposed.room(dim * lanes);
+            if i > 0 {
+                let keep = scratch.keep.room(lanes);
+                output.chunks_exact_mut(lanes).for_each(|row| softmax::scale_by(row, keep));
+            }
+            packed.output(&tile, dim, scratch.scores.room(tile.len()), i > 0, output);
+        }
+        let output = scratch.rows.room(rows.len() * dim);
+        untranspose(scratch.transposed.room(dim * lanes), lanes, dim, output);
+    }
+
+    /// Turns a tile's products into probabilities over all keys so far.
+    fn advance(&self, tile: &Tile, dropout: Option<&Dropout>, scratch: &mut Scratch) {
+        let lanes = tile.lanes();
+        let p = scratch.scores.room(tile.len());
+        self.finish(tile, p, &mut [], &mut scratch.line);
+        let [max, sum, keep] = [&mut scratch.max, &mut scratch.sum, &mut scratch.keep]
+            .map(|buffer| buffer.room(lanes));
+        softmax::advance(p, Running { max, sum, keep });
+        if let Some(dropout) = dropout {
+            let factors = scratch.factors.room(tile.len());
+            self.factors(dropout, tile, &mut scratch.line, factors);
+            softmax::scale_by(p, factors);
         }
     }
 

@@ -58,7 +58,7 @@ pub(super) fn head_rows(
 }
 
 impl<'a> Head<'a> {
-    fn kv_head(&self) -> usize {
+    pub(super) fn kv_head(&self) -> usize {
         self.head / (self.of.shape.heads / self.of.shape.kv_heads)
     }
 
@@ -82,34 +82,39 @@ impl<'a> Head<'a> {
         visible(&self.of, self.span, rows)
     }
 
-    /// The visible tiles of a block of query rows, from the first key to the last.
+    /// The tiles of a block of query rows in which something is seen, cut at every [`KEYS`] of
+    /// `among`.
     pub(super) fn tiles(
         &self,
         rows: &Range<usize>,
         among: Range<usize>,
     ) -> impl Iterator<Item = Tile> + use<> {
-        let seen = self.visible(rows);
-        let (start, end) = (seen.start.max(among.start), seen.end.min(among.end));
+        let (seen, end) = (self.visible(rows), among.end.min(self.span.keys.len()));
+        let first = seen.start.saturating_sub(among.start) / KEYS * KEYS + among.start;
         let rows = rows.clone();
-        (start..end.max(start))
+        (first..seen.end.min(end).max(first))
             .step_by(KEYS)
             .map(move |first| Tile { rows: rows.clone(), keys: first..(first + KEYS).min(end) })
     }
 
-    /// The scores of a tile, with cap and bias; what isn't seen is -∞. `queries` are transposed and
-    /// scaled, `slopes` receives the cap's derivative unless it is empty.
-    pub(super) fn scores(
+    /// `scores = keys·queriesᵀ` of a tile; `queries` are transposed and scaled.
+    pub(super) fn products(&self, tile: &Tile, queries: &[f32], scores: &mut [f32]) {
+        let lanes = tile.lanes();
+        let size = Size { m: tile.keys.len(), n: lanes, k: self.of.shape.head_dim };
+        let keys = self.keys(tile.keys.start).left();
+        multiply(scores, lanes, false, size, keys, Rows { data: queries, stride: lanes });
+    }
+
+    /// Applies cap and bias to a tile's products; what isn't seen becomes -∞. `slopes` receives the
+    /// cap's derivative unless it is empty.
+    pub(super) fn finish(
         &self,
         tile: &Tile,
-        queries: &[f32],
         out: &mut [f32],
         slopes: &mut [f32],
         line: &mut Buffer,
     ) {
         let (lanes, shape) = (tile.lanes(), self.of.shape);
-        let size = Size { m: tile.keys.len(), n: lanes, k: shape.head_dim };
-        let keys = self.keys(tile.keys.start).left();
-        multiply(out, lanes, false, size, keys, Rows { data: queries, stride: lanes });
         if let Some(cap) = shape.softcap {
             softmax::cap_scores(out, slopes, cap);
         }

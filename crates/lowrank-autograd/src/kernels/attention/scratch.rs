@@ -46,8 +46,17 @@ pub(super) struct Scratch {
     pub(super) keep: Buffer,
     /// Results on their way to the packed tensors.
     pub(super) rows: Buffer,
+    pub(super) transposed: Buffer,
     pub(super) dk: Buffer,
     pub(super) dv: Buffer,
+}
+
+impl Scratch {
+    /// The running softmax of so many query rows that have seen nothing yet.
+    pub(super) fn begin_softmax(&mut self, lanes: usize) {
+        self.max.filled(lanes, f32::NEG_INFINITY);
+        self.sum.filled(lanes, 0.0);
+    }
 }
 
 thread_local! {

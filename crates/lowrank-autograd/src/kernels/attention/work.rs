@@ -20,6 +20,8 @@ const TASK: usize = 1 << 20;
 /// A block of query rows of one span.
 pub(super) struct Block<'a> {
     pub(super) span: &'a Span,
+    /// Its number among all spans.
+    pub(super) index: usize,
     pub(super) rows: Range<usize>,
 }
 
@@ -35,15 +37,16 @@ pub(super) struct Piece<'a> {
 
 /// Cuts spans into pieces: long ones into blocks, short ones put together.
 pub(super) fn pieces<'a>(of: &Operands<'_>, spans: &'a [Span]) -> Vec<Piece<'a>> {
-    let mut spans: Vec<&Span> = spans.iter().filter(|s| !s.queries.is_empty()).collect();
-    spans.sort_by_key(|span| span.queries.start);
+    let mut spans: Vec<(usize, &Span)> =
+        spans.iter().enumerate().filter(|(_, s)| !s.queries.is_empty()).collect();
+    spans.sort_by_key(|(_, span)| span.queries.start);
     let mut pieces: Vec<Piece<'a>> = Vec::new();
-    for span in spans {
+    for (index, span) in spans {
         let n = span.queries.len();
         for rows in (0..n).step_by(ROWS).map(|first| first..(first + ROWS).min(n)) {
             let work = work(of, rows.len() * visible(of, span, &rows).len());
             let place = span.queries.start + rows.start..span.queries.start + rows.end;
-            let block = Block { span, rows };
+            let block = Block { span, index, rows };
             match pieces.last_mut().filter(|piece| piece.work < TASK) {
                 Some(piece) => {
                     piece.blocks.push(block);

@@ -1,18 +1,22 @@
 //! Tiles of AMX: 32 × 32 of the result from pairs of bf16, sums in f32.
 //!
-//! The instructions are written as assembly, since the compiler's own are not stable yet. A kernel
-//! configures the tile registers and releases them again, so that no state outlives it.
+//! The instructions are written as assembly, since the compiler's own are not stable yet.
 
 #![expect(unsafe_code, reason = "tile instructions, which read panels through pointers")]
 
-use std::{arch::asm, sync::OnceLock};
+use std::{
+    arch::{asm, x86_64::*},
+    mem::MaybeUninit,
+    sync::OnceLock,
+};
 
 use super::{
-    element::{Element, Lines},
-    pack::{self, BLOCK, Strip},
-    tile::{Place, Run, put_row},
+    element::Lines,
+    engine::Engine,
+    pack::{self, Strip},
+    scratch::Scratch,
+    tile::{Place, Run, put_row, transpose_avx512},
 };
-use crate::kernels::simd::vectorized;
 
 /// Rows (and columns) of the result that a kernel computes.
 pub(crate) const ROWS: usize = 32;
@@ -47,7 +51,7 @@ fn has_instructions() -> bool {
     const BF16: u32 = 1 << 22;
     const TILE: u32 = 1 << 24;
     let features = std::arch::x86_64::__cpuid_count(7, 0).edx;
-    is_x86_feature_detected!("avx512f") && features & (BF16 | TILE) == BF16 | TILE
+    is_x86_feature_detected!("avx512bf16") && features & (BF16 | TILE) == BF16 | TILE
 }
 
 /// Asks Linux for the tile registers, which it saves only for processes that did
@@ -67,26 +71,75 @@ fn is_permitted() -> bool {
     false
 }
 
-vectorized! {
-    /// Packs a strip of the left factor as [`amx`] reads it: tile after tile of 16 steps, each with
-    /// 32 lines of them. Lines that don't exist are left as they are, since nothing reads their
-    /// results.
-    pub(crate) fn pack_left[T: Element](from: Lines<'_, T>, strip: Strip, out: &mut [u32]) {
-        let per_tile = STEPS * strip.lanes.per_step();
-        for (tile, out) in out.as_chunks_mut::<BLOCK>().0.chunks_exact_mut(ROWS).enumerate() {
-            let start = tile * per_tile;
-            let len = per_tile.min(strip.len.saturating_sub(start));
-            for (line, to) in out.iter_mut().enumerate().take(strip.lines) {
-                if from.step_stride == 1 {
-                    let at = (strip.first_line + line) * from.line_stride + strip.first + start;
-                    let source = from.data.get(at..at + len).unwrap_or_default();
-                    pack::fill(source, strip.lanes, strip.scale, to);
-                } else {
-                    let lane = |i| pack::lane(from, strip, line, tile * STEPS + i);
-                    to.iter_mut().enumerate().for_each(|(i, to)| *to = lane(i));
-                }
-            }
+/// Packs a strip of the left factor as [`amx`] reads it: tile after tile of 16 steps, each with 32
+/// lines of them. Lines that don't exist may be left as they are, since nothing reads their results.
+pub(crate) fn pack_left(engine: Engine, from: Lines<'_, f32>, strip: Strip, out: &mut [u32]) {
+    if from.step_stride != 1 {
+        return pack_across(engine, from, strip, out);
+    }
+    for line in 0..strip.lines {
+        let to = out.as_chunks_mut::<STEPS>().0.iter_mut().skip(line).step_by(ROWS);
+        let at = (strip.first_line + line) * from.line_stride + strip.first;
+        let source = from.data.get(at..at + strip.len).unwrap_or_default();
+        // SAFETY: a machine with tiles of bf16 converts to bf16.
+        unsafe { narrow_line(source, strip.scale, to) };
+    }
+}
+
+/// The same where steps, or neither, lie contiguous: packs as for the right factor, and transposes.
+fn pack_across(engine: Engine, from: Lines<'_, f32>, strip: Strip, out: &mut [u32]) {
+    let steps = strip.steps();
+    let mut lanes = Scratch::take(steps.next_multiple_of(STEPS) * ROWS);
+    pack::pack(engine, from, Strip { width: ROWS, ..strip }, &mut lanes);
+    lanes[steps * ROWS..].fill(0);
+    let tiles = lanes.chunks_exact(STEPS * ROWS).zip(out.chunks_exact_mut(STEPS * ROWS));
+    for (from, to) in tiles {
+        for half in [0, 16] {
+            let block = std::array::from_fn(|step| {
+                std::array::from_fn(|line| from[step * ROWS + half + line])
+            });
+            // SAFETY: the target has 16 lines of 16 steps from this half on, and the machine AVX-512.
+            unsafe { transpose_avx512(&block, to[half * STEPS..].as_mut_ptr(), STEPS, STEPS) };
         }
+    }
+}
+
+/// Rounds a line to pairs of bf16, 16 at a time, with zeros after it.
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn narrow_line<'o>(from: &[f32], scale: f32, to: impl Iterator<Item = &'o mut [u32; STEPS]>) {
+    let scale = _mm512_set1_ps(scale);
+    let chunks = from.chunks(2 * STEPS).chain(std::iter::repeat(&[][..]));
+    for (to, chunk) in to.zip(chunks) {
+        let mask = (u64::from(u32::MAX) >> (2 * STEPS - chunk.len())) as u32;
+        // SAFETY: the masks keep loads inside the chunk; a chunk of the target is one vector.
+        unsafe {
+            let low = _mm512_maskz_loadu_ps(mask as u16, chunk.as_ptr());
+            let high = _mm512_maskz_loadu_ps((mask >> 16) as u16, chunk.as_ptr().wrapping_add(16));
+            let pairs = _mm512_cvtne2ps_pbh(_mm512_mul_ps(high, scale), _mm512_mul_ps(low, scale));
+            to.as_mut_ptr().cast::<__m512bh>().write_unaligned(pairs);
+        }
+    }
+}
+
+/// The tile registers of this thread, from their configuration to their release.
+pub(crate) struct Tiles(());
+
+impl Tiles {
+    /// Configures them for [`amx`].
+    ///
+    /// # Safety
+    /// [`exists`] holds.
+    pub(crate) unsafe fn configure() -> Self {
+        // SAFETY: the caller's promise; `TILES` is what the instruction reads.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const TILES, options(nostack, readonly)) };
+        Self(())
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: only a machine that has the instructions configures.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) };
     }
 }
 
@@ -94,7 +147,7 @@ vectorized! {
 /// another, each row's steps side by side; `main.steps` is a multiple of 16.
 ///
 /// # Safety
-/// As for the other kernels; [`exists`] holds.
+/// As for the other kernels; [`Tiles`] are configured on this thread.
 #[target_feature(enable = "avx512f")]
 pub(crate) unsafe fn amx(main: Run, tail: Run, place: Place) {
     // SAFETY: the panels hold whole tiles, and the buffer a whole result; what is put lies inside
@@ -102,12 +155,18 @@ pub(crate) unsafe fn amx(main: Run, tail: Run, place: Place) {
     unsafe {
         let whole = place.rows == ROWS && place.columns == ROWS;
         if whole && tail.steps == 0 && !place.add && place.bias.is_null() {
+            for row in 0..ROWS {
+                let to = place.to.wrapping_add(row * place.row_stride);
+                _mm_prefetch::<_MM_HINT_ET0>(to.cast());
+                _mm_prefetch::<_MM_HINT_ET0>(to.wrapping_add(16).cast());
+            }
             return multiply(main, place.to, place.row_stride);
         }
-        let mut sums = Sums([0.0; ROWS * ROWS]);
-        multiply(main, sums.0.as_mut_ptr(), ROWS);
+        let mut sums = MaybeUninit::<Sums>::uninit();
+        let sums = sums.as_mut_ptr().cast::<f32>();
+        multiply(main, sums, ROWS);
         for row in 0..place.rows {
-            put_row(&place, row, sums.0.as_ptr().add(row * ROWS), tail);
+            put_row(&place, row, sums.add(row * ROWS), tail);
         }
     }
 }
@@ -118,10 +177,9 @@ struct Sums([f32; ROWS * ROWS]);
 /// Multiplies two panels into 32 rows of 32 elements, `stride` apart.
 unsafe fn multiply(of: Run, to: *mut f32, stride: usize) {
     // SAFETY: the panels hold `steps / 16` tiles of 2048 bytes; four tiles are stored where the
-    // caller has room. Tile registers are configured here and released.
+    // caller has room.
     unsafe {
         asm!(
-            "ldtilecfg [{tiles}]",
             "tilezero tmm0",
             "tilezero tmm1",
             "tilezero tmm2",
@@ -146,8 +204,6 @@ unsafe fn multiply(of: Run, to: *mut f32, stride: usize) {
             "tilestored [{to} + {to_row} * 1 + 64], tmm1",
             "tilestored [{below} + {to_row} * 1], tmm2",
             "tilestored [{below} + {to_row} * 1 + 64], tmm3",
-            "tilerelease",
-            tiles = in(reg) &raw const TILES,
             a = inout(reg) of.a => _,
             b = inout(reg) of.b => _,
             n = inout(reg) of.steps / STEPS => _,
@@ -170,9 +226,11 @@ unsafe fn multiply(of: Run, to: *mut f32, stride: usize) {
 pub(crate) unsafe fn spin(steps: usize) {
     let panel = Sums([0.0; ROWS * ROWS]);
     let mut sums = Sums([0.0; ROWS * ROWS]);
-    // 24 vectors of 16 products a step there, 4 · 16³ · 2 a turn here.
+    let lanes = panel.0.as_ptr().cast();
+    // SAFETY: the caller's promise.
+    let _tiles = unsafe { Tiles::configure() };
+    // 24 vectors of 16 products a step there, 32³ a turn here.
     for _ in 0..steps * 24 / 2048 {
-        let lanes = panel.0.as_ptr().cast();
         // SAFETY: the panel holds two tiles of either side, the buffer a result.
         unsafe { multiply(Run { steps: STEPS, a: lanes, b: lanes }, sums.0.as_mut_ptr(), ROWS) };
     }

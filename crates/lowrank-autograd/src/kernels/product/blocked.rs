@@ -5,14 +5,13 @@
 use rayon::prelude::*;
 
 use super::{
-    Factor, Job, Shared, amx,
-    element::Lines,
+    Factor, Job, Shared,
     engine::Engine,
-    pack::{self, Lanes, Strip},
+    pack::{Lanes, Strip},
     scratch::Scratch,
-    tile::{AMX, AVX2_F32, AVX512_BF16, AVX512_F32, Kernel, Place, Run},
+    setting::Setting,
+    tile::{Place, Run},
 };
-use crate::weight::Elements;
 
 /// Most steps of the inner dimension that are packed at a time: strips stay in the second-level
 /// cache.
@@ -24,63 +23,6 @@ const ROWS: usize = 672;
 const SERIAL: usize = 1 << 17;
 /// Tasks that a product is cut into if it has few strips.
 const TASKS: usize = 8;
-
-/// What stays the same over one product.
-#[derive(Clone, Copy)]
-struct Setting {
-    engine: Engine,
-    /// Rows and columns of a tile of the result.
-    rows: usize,
-    width: usize,
-    lanes: Lanes,
-    /// Panels hold a multiple of so many steps.
-    whole: usize,
-    kernels: &'static [Kernel],
-}
-
-impl Setting {
-    fn of(engine: Engine, b: &Factor<'_>) -> Self {
-        let f32s = Lanes::F32;
-        let set = |rows, width, lanes, whole, kernels| Self { engine, rows, width, lanes, whole, kernels };
-        match engine {
-            Engine::Amx if b.is_bf16() => set(amx::ROWS, 32, Lanes::Bf16Pairs, amx::STEPS, &AMX),
-            Engine::Avx512Bf16 if b.is_bf16() => set(14, 32, Lanes::Bf16Pairs, 1, &AVX512_BF16),
-            Engine::Avx512 | Engine::Avx512Bf16 | Engine::Amx => set(14, 32, f32s, 1, &AVX512_F32),
-            Engine::Avx2 | Engine::Portable => set(6, 16, f32s, 1, &AVX2_F32),
-        }
-    }
-
-    /// Steps of a panel over `len` elements of the inner dimension.
-    fn steps(&self, len: usize) -> usize {
-        len.div_ceil(self.lanes.per_step()).next_multiple_of(self.whole)
-    }
-
-    /// Packs a part of the left factor into `out`, in the layout that the kernel reads.
-    fn pack_left(&self, from: &Factor<'_>, strip: Strip, out: &mut [u32]) {
-        match (self.whole, from.elements) {
-            (1, _) => self.pack(from, strip, out),
-            (_, Elements::F32(data)) => amx::pack_left(from.lines_of(data), strip, out),
-            (_, Elements::Bf16(data)) => amx::pack_left(from.lines_of(data), strip, out),
-            (_, Elements::F16(data)) => amx::pack_left(from.lines_of(data), strip, out),
-        }
-    }
-
-    /// Packs a part of `from` into `out`.
-    fn pack(&self, from: &Factor<'_>, strip: Strip, out: &mut [u32]) {
-        match from.elements {
-            Elements::F32(data) => pack::pack(self.engine, from.lines_of(data), strip, out),
-            Elements::Bf16(data) => pack::pack(self.engine, from.lines_of(data), strip, out),
-            Elements::F16(data) => pack::pack(self.engine, from.lines_of(data), strip, out),
-        }
-    }
-}
-
-impl Factor<'_> {
-    /// The factor over its elements.
-    fn lines_of<'d, T>(&self, data: &'d [T]) -> Lines<'d, T> {
-        Lines { data, line_stride: self.line_stride, step_stride: self.step_stride }
-    }
-}
 
 /// A stretch of the inner dimension, with the tails after the last one.
 #[derive(Clone, Copy)]
@@ -98,7 +40,7 @@ impl Job<'_> {
     /// `to` is writable for all rows, which don't overlap, and `engine` exists on this machine.
     #[expect(unsafe_code, reason = "the target is a pointer, since it may not be initialized yet")]
     pub(super) unsafe fn run_packed(&self, engine: Engine, to: *mut f32, row_stride: usize) {
-        let setting = Setting::of(engine, &self.b);
+        let setting = Setting::of(engine, self.b.is_bf16());
         let (m, k) = (self.a.lines, self.a.inner);
         let tail = self.tails.iter().map(|(a, _)| a.inner).sum();
         let per_step = setting.lanes.per_step();
@@ -248,6 +190,7 @@ impl Work<'_> {
             self.of.pack_tails(setting, |(_, b)| b, column, columns, width, &mut right_tail);
         }
         let bias = self.of.bias.filter(|_| stretch.starts).and_then(|bias| bias.get(column..));
+        let _tiles = setting.begin();
         for panel in panels {
             let first = panel * setting.rows;
             let rows = setting.rows.min(self.rows - first);

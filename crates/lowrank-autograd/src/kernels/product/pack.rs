@@ -8,10 +8,10 @@ use super::{
 };
 
 /// Lines and lanes of a block that is transposed in registers.
-pub(super) const BLOCK: usize = 16;
+const BLOCK: usize = 16;
 /// How many steps ahead memory is asked for where steps lie far from each other: as long as it
 /// takes to come.
-const AHEAD: usize = 32;
+const AHEAD: usize = 128;
 /// The same where lines do, in blocks of steps.
 const BLOCKS_AHEAD: usize = 8;
 
@@ -106,9 +106,8 @@ vectorized! {
 #[repr(align(64))]
 struct Block([[u32; BLOCK]; BLOCK]);
 
-/// The lanes of up to a block of elements that follow each other, zeros beyond them.
 #[inline(always)]
-pub(super) fn fill<T: Element>(from: &[T], lanes: Lanes, scale: f32, to: &mut [u32; BLOCK]) {
+fn fill<T: Element>(from: &[T], lanes: Lanes, scale: f32, to: &mut [u32; BLOCK]) {
     match lanes {
         Lanes::F32 => {
             let mut wide = [0.0; BLOCK];
@@ -200,40 +199,53 @@ vectorized! {
                         }
                     }
                 }
-                for (to, (low, high)) in to.iter_mut().zip(halves[0].iter().zip(&halves[1])) {
-                    *to = u32::from(*low) | u32::from(*high) << 16;
+                match to.as_mut_array::<32>() {
+                    Some(to) => weave(&halves, to),
+                    None => {
+                        let mut woven = [0; 32];
+                        weave(&halves, &mut woven);
+                        to.copy_from_slice(&woven[..to.len()]);
+                    }
                 }
             }
         }
     }
 }
 
-/// Neither lies contiguous.
-fn one_by_one<T: Element>(from: Lines<'_, T>, strip: Strip, out: &mut [u32]) {
-    for (step, to) in out.chunks_exact_mut(strip.width).enumerate() {
-        to.iter_mut().enumerate().for_each(|(line, to)| *to = lane(from, strip, line, step));
+/// Pairs of two rows, the first row's elements in the low halves.
+#[inline(always)]
+fn weave([low, high]: &[[u16; 32]; 2], to: &mut [u32; 32]) {
+    for i in 0..32 {
+        to[i] = u32::from(low[i]) | u32::from(high[i]) << 16;
     }
 }
 
-/// A line's lane in one step, wherever its elements lie.
-pub(super) fn lane<T: Element>(from: Lines<'_, T>, strip: Strip, line: usize, step: usize) -> u32 {
-    let element = |i: usize| {
-        let inner = step * strip.lanes.per_step() + i;
-        let at = (strip.first_line + line) * from.line_stride
-            + (strip.first + inner) * from.step_stride;
-        let there = line < strip.lines && inner < strip.len;
-        from.data.get(at..at + 1).filter(|_| there).unwrap_or_default()
-    };
-    match strip.lanes {
-        Lanes::F32 => {
-            let mut wide = [0.0];
-            T::widen(element(0), strip.scale, &mut wide);
-            wide[0].to_bits()
-        }
-        Lanes::Bf16Pairs => {
-            let mut pair = [[0]; 2];
-            pair.iter_mut().enumerate().for_each(|(i, to)| T::narrow(element(i), strip.scale, to));
-            u32::from(pair[0][0]) | u32::from(pair[1][0]) << 16
+/// Neither lies contiguous.
+fn one_by_one<T: Element>(from: Lines<'_, T>, strip: Strip, out: &mut [u32]) {
+    let per_step = strip.lanes.per_step();
+    for (step, to) in out.chunks_exact_mut(strip.width).enumerate() {
+        for (line, to) in to.iter_mut().enumerate() {
+            let element = |i: usize| {
+                let inner = step * per_step + i;
+                let at = (strip.first_line + line) * from.line_stride
+                    + (strip.first + inner) * from.step_stride;
+                let there = line < strip.lines && inner < strip.len;
+                from.data.get(at..at + 1).filter(|_| there).unwrap_or_default()
+            };
+            *to = match strip.lanes {
+                Lanes::F32 => {
+                    let mut wide = [0.0];
+                    T::widen(element(0), strip.scale, &mut wide);
+                    wide[0].to_bits()
+                }
+                Lanes::Bf16Pairs => {
+                    let mut pair = [[0]; 2];
+                    pair.iter_mut()
+                        .enumerate()
+                        .for_each(|(i, to)| T::narrow(element(i), strip.scale, to));
+                    u32::from(pair[0][0]) | u32::from(pair[1][0]) << 16
+                }
+            };
         }
     }
 }

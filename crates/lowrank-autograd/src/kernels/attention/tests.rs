@@ -1,0 +1,85 @@
+//! Products of bf16 against those of f32, whose results and gradients `tests/operations` holds
+//! against plain sums and central differences.
+
+use super::*;
+use crate::Key;
+
+/// Sequences and options beyond the sizes of tiles and blocks.
+fn cases() -> Vec<(AttentionShape, Vec<Span>, bool)> {
+    let shape = AttentionShape {
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 64,
+        value_dim: 64,
+        scale: 0.125,
+        causal: true,
+        window: None,
+        softcap: None,
+    };
+    let odd = AttentionShape { head_dim: 23, value_dim: 37, scale: 0.3, ..shape.clone() };
+    let one = |queries: usize, keys: usize, offset: usize| {
+        vec![Span { queries: 0..queries, keys: 0..keys, offset }]
+    };
+    vec![
+        (shape.clone(), Span::packed(&[128]), false),
+        (shape.clone(), Span::packed(&[1, 70, 3, 200, 64]), false),
+        (odd.clone(), Span::packed(&[5, 131, 17]), true),
+        (AttentionShape { window: Some(70), ..shape.clone() }, one(150, 150, 0), false),
+        (AttentionShape { window: Some(9), ..odd.clone() }, one(90, 130, 31), true),
+        (AttentionShape { causal: false, ..odd.clone() }, one(77, 101, 0), false),
+        (AttentionShape { softcap: Some(2.0), ..shape }, Span::packed(&[100, 30]), true),
+        (AttentionShape { heads: 3, kv_heads: 3, ..odd }, one(600, 600, 0), false),
+    ]
+}
+
+/// Numbers that bf16 holds.
+fn numbers(seed: u64, n: usize) -> Vec<f32> {
+    let round = |v: f32| half::bf16::from_f32(v).to_f32();
+    Key::new(seed).normals(n).into_iter().map(round).collect()
+}
+
+/// The error's length over the expectation's.
+fn far(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let length = |x: &mut dyn Iterator<Item = f32>| {
+        x.map(|v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt()
+    };
+    let error = length(&mut found.iter().zip(expected).map(|(f, e)| f - e));
+    error / length(&mut expected.iter().copied()).max(1e-9)
+}
+
+#[test]
+fn products_of_bf16_are_near_those_of_f32() {
+    for pairs in Pairs::all() {
+        for (shape, spans, bias) in cases() {
+            let n = spans.iter().map(|s| s.queries.end).max().unwrap_or_default();
+            let m = spans.iter().map(|s| s.keys.end).max().unwrap_or_default();
+            let q = numbers(1, n * shape.heads * shape.head_dim);
+            let k = numbers(2, m * shape.kv_heads * shape.head_dim);
+            let v = numbers(3, m * shape.kv_heads * shape.value_dim);
+            let dy = numbers(4, n * shape.heads * shape.value_dim);
+            let bias = bias.then(|| numbers(5, (4 * m + 1) * shape.heads));
+            let run = |pairs: Option<Pairs>| {
+                let of = Operands {
+                    q: &q,
+                    k: &k,
+                    v: &v,
+                    bias: bias.as_deref(),
+                    shape: &shape,
+                    dropout: None,
+                    pairs,
+                };
+                let mut output = vec![0.0; dy.len()];
+                let rows = forward(of, &spans, &mut output);
+                let saved = Saved { output: &output, rows: &rows, dy: &dy };
+                let wanted = Wanted { q: true, k: true, v: true, bias: bias.is_some() };
+                let gradients = backward(of, &spans, saved, wanted);
+                [output, gradients.q, gradients.k, gradients.v, gradients.bias]
+            };
+            for (i, (found, expected)) in run(Some(pairs)).iter().zip(run(None)).enumerate() {
+                let far = far(found, &expected);
+                assert!(far < 0.01, "result {i} of {shape:?}, {spans:?}: {far}");
+            }
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! How an engine multiplies: its tiles, what a lane holds, and the kernels.
+
+use super::{
+    Factor, amx,
+    element::Lines,
+    engine::Engine,
+    pack::{self, Lanes, Strip},
+    tile::{AMX, AVX2_F32, AVX512_BF16, AVX512_F32, Kernel},
+};
+use crate::weight::Elements;
+
+/// What stays the same over one product.
+#[derive(Clone, Copy)]
+pub(super) struct Setting {
+    pub(super) engine: Engine,
+    /// Rows and columns of a tile of the result.
+    pub(super) rows: usize,
+    pub(super) width: usize,
+    pub(super) lanes: Lanes,
+    /// Panels hold a multiple of so many steps.
+    pub(super) whole: usize,
+    pub(super) kernels: &'static [Kernel],
+}
+
+impl Setting {
+    pub(super) fn of(engine: Engine, pairs: bool) -> Self {
+        let f32s = Lanes::F32;
+        let set = |rows, width, lanes, whole, kernels| Self { engine, rows, width, lanes, whole, kernels };
+        match engine {
+            Engine::Amx if pairs => set(amx::ROWS, 32, Lanes::Bf16Pairs, amx::STEPS, &AMX),
+            Engine::Avx512Bf16 if pairs => set(14, 32, Lanes::Bf16Pairs, 1, &AVX512_BF16),
+            Engine::Avx512 | Engine::Avx512Bf16 | Engine::Amx => set(14, 32, f32s, 1, &AVX512_F32),
+            Engine::Avx2 | Engine::Portable => set(6, 16, f32s, 1, &AVX2_F32),
+        }
+    }
+
+    /// Readies this thread for the kernels, until the guard is dropped.
+    #[expect(unsafe_code, reason = "tile registers need a configuration")]
+    pub(super) fn begin(&self) -> Option<amx::Tiles> {
+        // SAFETY: an engine is chosen only where it exists.
+        (self.whole == amx::STEPS).then(|| unsafe { amx::Tiles::configure() })
+    }
+
+    /// Steps of a panel over `len` elements of the inner dimension.
+    pub(super) fn steps(&self, len: usize) -> usize {
+        len.div_ceil(self.lanes.per_step()).next_multiple_of(self.whole)
+    }
+
+    /// Packs a part of the left factor into `out`, in the layout that the kernel reads.
+    pub(super) fn pack_left(&self, from: &Factor<'_>, strip: Strip, out: &mut [u32]) {
+        match (self.whole, from.elements) {
+            (amx::STEPS, Elements::F32(data)) => {
+                amx::pack_left(self.engine, from.lines_of(data), strip, out);
+            }
+            _ => self.pack(from, strip, out),
+        }
+    }
+
+    /// Packs a part of `from` into `out`.
+    pub(super) fn pack(&self, from: &Factor<'_>, strip: Strip, out: &mut [u32]) {
+        match from.elements {
+            Elements::F32(data) => pack::pack(self.engine, from.lines_of(data), strip, out),
+            Elements::Bf16(data) => pack::pack(self.engine, from.lines_of(data), strip, out),
+            Elements::F16(data) => pack::pack(self.engine, from.lines_of(data), strip, out),
+        }
+    }
+}
+
+impl Factor<'_> {
+    /// The factor over its elements.
+    fn lines_of<'d, T>(&self, data: &'d [T]) -> Lines<'d, T> {
+        Lines { data, line_stride: self.line_stride, step_stride: self.step_stride }
+    }
+}
