@@ -74,6 +74,8 @@ pub struct Architecture {
     pub class: &'static str,
     /// What the name of the class for [`Task::CausalLm`] ends with.
     pub causal_lm: &'static str,
+    /// What that name begins with, if with something else than `class`.
+    pub causal_class: Option<&'static str>,
     /// Names under which heads hold the base model; the first is transformers'
     /// `base_model_prefix`.
     pub prefixes: &'static [&'static str],
@@ -100,6 +102,7 @@ impl Architecture {
         ],
         class: "",
         causal_lm: "ForCausalLM",
+        causal_class: None,
         prefixes: &["model"],
         question_prefix: None,
         paper: "",
@@ -146,7 +149,8 @@ impl Architecture {
             Task::QuestionAns => "ForQuestionAnswering",
             Task::FeatureExtraction => "Model",
         };
-        self.tasks.contains(&task).then(|| format!("{}{suffix}", self.class))
+        let class = self.causal_class.filter(|_| task == Task::CausalLm).unwrap_or(self.class);
+        self.tasks.contains(&task).then(|| format!("{class}{suffix}"))
     }
 
     /// The architecture that a config names.
