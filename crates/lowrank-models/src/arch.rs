@@ -7,6 +7,7 @@ use crate::{Builder, Config, Error, Head, Network, Result, Task};
 mod bert;
 mod electra;
 mod gemma;
+mod gemma2;
 mod gpt2;
 mod layoutlm;
 mod llama;
@@ -23,6 +24,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     bert::ENTRY,
     electra::ENTRY,
     gemma::ENTRY,
+    gemma2::ENTRY,
     gpt2::ENTRY,
     layoutlm::ENTRY,
     llama::ENTRY,
