@@ -8,6 +8,7 @@ mod bert;
 mod electra;
 mod gemma;
 mod gemma2;
+mod gemma3_text;
 mod gpt2;
 mod layoutlm;
 mod llama;
@@ -25,6 +26,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     electra::ENTRY,
     gemma::ENTRY,
     gemma2::ENTRY,
+    gemma3_text::ENTRY,
     gpt2::ENTRY,
     layoutlm::ENTRY,
     llama::ENTRY,
