@@ -9,6 +9,8 @@ mod electra;
 mod gemma;
 mod gemma2;
 mod gemma3_text;
+mod glm;
+mod glm4;
 mod gpt2;
 mod layoutlm;
 mod llama;
@@ -27,6 +29,8 @@ pub const ARCHITECTURES: &[Architecture] = &[
     gemma::ENTRY,
     gemma2::ENTRY,
     gemma3_text::ENTRY,
+    glm::ENTRY,
+    glm4::ENTRY,
     gpt2::ENTRY,
     layoutlm::ENTRY,
     llama::ENTRY,
