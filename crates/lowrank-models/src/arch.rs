@@ -16,6 +16,7 @@ mod layoutlm;
 mod llama;
 mod mistral;
 mod mt5;
+mod phi3;
 mod qwen2;
 mod qwen3;
 mod roberta;
@@ -36,6 +37,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     llama::ENTRY,
     mistral::ENTRY,
     mt5::ENTRY,
+    phi3::ENTRY,
     qwen2::ENTRY,
     qwen3::ENTRY,
     roberta::ENTRY,
