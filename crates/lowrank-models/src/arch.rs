@@ -20,6 +20,7 @@ mod phi3;
 mod qwen2;
 mod qwen3;
 mod roberta;
+mod stablelm;
 mod t5;
 mod xlm_roberta;
 
@@ -41,6 +42,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     qwen2::ENTRY,
     qwen3::ENTRY,
     roberta::ENTRY,
+    stablelm::ENTRY,
     t5::ENTRY,
     xlm_roberta::ENTRY,
 ];
