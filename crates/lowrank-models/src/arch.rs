@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::{Builder, Config, Error, Head, Network, Result, Task};
 
 mod bert;
+mod chatglm;
 mod electra;
 mod gemma;
 mod gemma2;
@@ -27,6 +28,7 @@ mod xlm_roberta;
 /// All architectures.
 pub const ARCHITECTURES: &[Architecture] = &[
     bert::ENTRY,
+    chatglm::ENTRY,
     electra::ENTRY,
     gemma::ENTRY,
     gemma2::ENTRY,
