@@ -41,7 +41,14 @@ struct Setting {
 impl Setting {
     fn of(engine: Engine, b: &Factor<'_>) -> Self {
         let f32s = Lanes::F32;
-        let set = |rows, width, lanes, whole, kernels| Self { engine, rows, width, lanes, whole, kernels };
+        let set = |rows, width, lanes, whole, kernels| Self {
+            engine,
+            rows,
+            width,
+            lanes,
+            whole,
+            kernels,
+        };
         match engine {
             Engine::Amx if b.is_bf16() => set(amx::ROWS, 32, Lanes::Bf16Pairs, amx::STEPS, &AMX),
             Engine::Avx512Bf16 if b.is_bf16() => set(14, 32, Lanes::Bf16Pairs, 1, &AVX512_BF16),

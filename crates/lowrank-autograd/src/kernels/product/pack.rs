@@ -219,8 +219,8 @@ fn one_by_one<T: Element>(from: Lines<'_, T>, strip: Strip, out: &mut [u32]) {
 pub(super) fn lane<T: Element>(from: Lines<'_, T>, strip: Strip, line: usize, step: usize) -> u32 {
     let element = |i: usize| {
         let inner = step * strip.lanes.per_step() + i;
-        let at = (strip.first_line + line) * from.line_stride
-            + (strip.first + inner) * from.step_stride;
+        let at =
+            (strip.first_line + line) * from.line_stride + (strip.first + inner) * from.step_stride;
         let there = line < strip.lines && inner < strip.len;
         from.data.get(at..at + 1).filter(|_| there).unwrap_or_default()
     };
