@@ -5,32 +5,46 @@ use std::sync::Arc;
 use crate::{Builder, Config, Error, Head, Network, Result, Task};
 
 mod bert;
+mod chatglm;
 mod electra;
 mod gemma;
+mod gemma2;
+mod gemma3_text;
+mod glm;
+mod glm4;
 mod gpt2;
 mod layoutlm;
 mod llama;
 mod mistral;
 mod mt5;
+mod phi3;
 mod qwen2;
 mod qwen3;
 mod roberta;
+mod stablelm;
 mod t5;
 mod xlm_roberta;
 
 /// All architectures.
 pub const ARCHITECTURES: &[Architecture] = &[
     bert::ENTRY,
+    chatglm::ENTRY,
     electra::ENTRY,
     gemma::ENTRY,
+    gemma2::ENTRY,
+    gemma3_text::ENTRY,
+    glm::ENTRY,
+    glm4::ENTRY,
     gpt2::ENTRY,
     layoutlm::ENTRY,
     llama::ENTRY,
     mistral::ENTRY,
     mt5::ENTRY,
+    phi3::ENTRY,
     qwen2::ENTRY,
     qwen3::ENTRY,
     roberta::ENTRY,
+    stablelm::ENTRY,
     t5::ENTRY,
     xlm_roberta::ENTRY,
 ];
@@ -74,6 +88,8 @@ pub struct Architecture {
     pub class: &'static str,
     /// What the name of the class for [`Task::CausalLm`] ends with.
     pub causal_lm: &'static str,
+    /// What that name begins with, if with something else than `class`.
+    pub causal_class: Option<&'static str>,
     /// Names under which heads hold the base model; the first is transformers'
     /// `base_model_prefix`.
     pub prefixes: &'static [&'static str],
@@ -100,6 +116,7 @@ impl Architecture {
         ],
         class: "",
         causal_lm: "ForCausalLM",
+        causal_class: None,
         prefixes: &["model"],
         question_prefix: None,
         paper: "",
@@ -146,7 +163,8 @@ impl Architecture {
             Task::QuestionAns => "ForQuestionAnswering",
             Task::FeatureExtraction => "Model",
         };
-        self.tasks.contains(&task).then(|| format!("{}{suffix}", self.class))
+        let class = self.causal_class.filter(|_| task == Task::CausalLm).unwrap_or(self.class);
+        self.tasks.contains(&task).then(|| format!("{class}{suffix}"))
     }
 
     /// The architecture that a config names.

@@ -8,6 +8,8 @@ pub mod encoder_embeddings;
 pub mod encoder_heads;
 pub mod feed_forward;
 pub mod fused_attention;
+pub mod head_norm;
+pub mod layer_types;
 pub mod mlp;
 pub mod multi_head;
 pub mod positions;

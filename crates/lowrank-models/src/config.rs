@@ -153,6 +153,17 @@ impl Config {
         self.get(key).map(read).transpose()
     }
 
+    /// A number above 0 that may be absent.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn positive(&self, key: &str) -> Result<Option<f64>> {
+        match self.number(key)? {
+            Some(number) if number <= 0.0 => Err(self.wrong(key, "a number above 0")),
+            number => Ok(number),
+        }
+    }
+
     /// A probability below 1, with a default.
     ///
     /// # Errors
@@ -169,10 +180,7 @@ impl Config {
     /// # Errors
     /// When it is something else.
     pub fn epsilon_or(&self, key: &str, default: f64) -> Result<f64> {
-        match self.number_or(key, default)? {
-            eps if eps > 0.0 => Ok(eps),
-            _ => Err(self.wrong(key, "a number above 0")),
-        }
+        Ok(self.positive(key)?.unwrap_or(default))
     }
 
     /// A switch with a default.
@@ -193,6 +201,17 @@ impl Config {
     pub fn word(&self, key: &str) -> Result<Option<&str>> {
         let read = |v| Value::as_str(v).ok_or_else(|| self.wrong(key, "a string"));
         self.get(key).map(read).transpose()
+    }
+
+    /// A list of numbers above 0.
+    ///
+    /// # Errors
+    /// When it is missing or something else.
+    pub fn positives(&self, key: &str) -> Result<Vec<f64>> {
+        let number = |v: &Value| v.as_f64().filter(|n| n.is_finite() && *n > 0.0);
+        let list = self.get(key).and_then(Value::as_array);
+        let list = list.and_then(|list| list.iter().map(number).collect());
+        list.ok_or_else(|| self.wrong(key, "a list of numbers above 0"))
     }
 
     /// A list of words that may be absent.
@@ -245,6 +264,16 @@ impl Config {
             (None, Some(labels)) => Ok(labels.fields.len()),
             (None, None) => Ok(2),
         }
+    }
+
+    /// This config with values for the fields that it doesn't mention, as the class of a config in
+    /// transformers has them; a field that is `null` stays so.
+    pub fn with_defaults<const N: usize>(&self, defaults: [(&str, Value); N]) -> Self {
+        let mut config = self.clone();
+        for (key, value) in defaults {
+            config.fields.entry(key).or_insert(value);
+        }
+        config
     }
 
     /// Replaces or adds a field.

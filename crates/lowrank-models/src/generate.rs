@@ -125,6 +125,7 @@ impl<'a> Run<'a> {
 
     /// Logits after the last token of each sequence.
     fn step(&mut self) -> Result<Vec<Vec<f32>>> {
+        self.renew_cache();
         let fresh: Vec<&[u32]> = self
             .tokens
             .iter()
@@ -141,6 +142,19 @@ impl<'a> Run<'a> {
         self.cached = self.tokens.iter().map(Vec::len).collect();
         let rows = logits.data().to_vec2::<f32>();
         Ok(rows.map_err(ComputeError::from)?)
+    }
+
+    /// Empties a cache whose keys no longer are those of the sequences, once the longest of them has
+    /// passed the network's limit.
+    fn renew_cache(&mut self) {
+        let longest = |lengths: &mut dyn Iterator<Item = usize>| lengths.max().unwrap_or_default();
+        let before = longest(&mut self.cached.iter().copied());
+        let now = longest(&mut self.tokens.iter().map(Vec::len));
+        let network = self.model.network();
+        if network.cache_limit().is_some_and(|limit| before <= limit && now > limit) {
+            self.cache = network.new_cache(self.tokens.len());
+            self.cached.fill(0);
+        }
     }
 
     fn seen(&self, row: usize) -> &[u32] {

@@ -29,6 +29,12 @@ pub trait Network: std::fmt::Debug + Send + Sync {
         Cache::new(0, sequences)
     }
 
+    /// The number of tokens up to which a cache is good for what follows: when a sequence first
+    /// grows longer, its keys would be others and all of it has to be read again (Phi-3).
+    fn cache_limit(&self) -> Option<usize> {
+        None
+    }
+
     /// The token embedding, which tied heads read.
     fn table(&self) -> &Embedding;
 }

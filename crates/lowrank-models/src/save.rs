@@ -84,7 +84,8 @@ impl Model {
     /// # Errors
     /// When a dtype isn't one that files hold.
     pub fn saved(&self, options: &SaveOptions) -> Result<Saved<'_>> {
-        let written = self.modules.tensors().filter(|tensor| !self.is_tied(tensor));
+        let tensors = self.modules.tensors().chain(self.kept.iter().map(AsRef::as_ref));
+        let written = tensors.filter(|tensor| !self.is_tied(tensor));
         let mut entries = written
             .map(|tensor| Entry::new(tensor.name(), tensor, options))
             .collect::<Result<Vec<_>>>()?;

@@ -24,7 +24,7 @@ pub enum Head {
     Sequences(SequenceHead),
 }
 
-/// `linear(drop(transform(scale·h)))` of every token.
+/// `linear(drop(transform(scale·h)))` of every token, capped where the model says so.
 #[derive(Clone, Debug)]
 pub struct TokenHead {
     /// Factor of the hidden states (T5 with tied embeddings).
@@ -35,6 +35,8 @@ pub struct TokenHead {
     pub dropout: Option<DropoutSite>,
     /// The last layer.
     pub linear: Linear,
+    /// `c` of `c·tanh(logit/c)` (Gemma 2).
+    pub softcap: Option<f32>,
 }
 
 /// `norm(f(dense(h)))`.
@@ -150,11 +152,11 @@ impl Head {
 impl TokenHead {
     /// A head of one linear layer.
     pub fn of(linear: Linear) -> Self {
-        Self { scale: None, transform: None, dropout: None, linear }
+        Self { scale: None, transform: None, dropout: None, linear, softcap: None }
     }
 
     fn forward(&self, x: &Value, pass: &Pass) -> Result<Value> {
-        self.linear.forward(&self.before_linear(x, pass)?, pass)
+        self.capped(&self.linear.forward(&self.before_linear(x, pass)?, pass)?)
     }
 
     fn cross_entropy(&self, x: &Value, classes: &Arc<[u32]>, pass: &Pass) -> Result<ScoredTargets> {
@@ -162,9 +164,15 @@ impl TokenHead {
         if is_frozen(&self.linear, pass) {
             let weight = self.linear.weight().weight();
             let bias = self.linear.bias().map(|b| b.weight().to_f32()).transpose()?;
-            return ops::linear_cross_entropy(&x, &weight, bias.as_ref(), classes);
+            return ops::linear_cross_entropy(&x, &weight, bias.as_ref(), self.softcap, classes);
         }
-        ops::scored_cross_entropy(&self.linear.forward(&x, pass)?, classes)
+        ops::scored_cross_entropy(&self.capped(&self.linear.forward(&x, pass)?)?, classes)
+    }
+
+    /// The logits after their cap.
+    fn capped(&self, logits: &Value) -> Result<Value> {
+        let Some(cap) = self.softcap else { return Ok(logits.clone()) };
+        ops::scale(&ops::activation(&ops::scale(logits, cap.recip())?, Activation::Tanh)?, cap)
     }
 
     fn before_linear(&self, x: &Value, pass: &Pass) -> Result<Value> {

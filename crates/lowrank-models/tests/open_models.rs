@@ -10,6 +10,7 @@ use lowrank_peft::{
     layers::Layer,
     methods::lora::{InitLora, LoraLayer, LoraShape, LoraTensors},
 };
+use serde_json::json;
 use tempfile::TempDir;
 
 type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
@@ -107,7 +108,10 @@ fn copies_of_tied_tensors_are_neither_unused_nor_untied() -> Result<()> {
 
 /// The error of a fixture whose config has another value.
 fn error(name: &str, key: &str, value: serde_json::Value) -> String {
-    let overrides = vec![(key.to_owned(), value)];
+    error_of(name, vec![(key.to_owned(), value)])
+}
+
+fn error_of(name: &str, overrides: Vec<(String, serde_json::Value)>) -> String {
     let options = OpenOptions { overrides, ..OpenOptions::default() };
     match Model::open(&fixture(name), &options) {
         Ok(_) => "no error".to_owned(),
@@ -123,6 +127,9 @@ fn what_is_not_implemented_is_refused_by_name() {
         ("bert", "position_embedding_type", "relative_key".into()),
         ("t5", "feed_forward_proj", "gated-glu".into()),
         ("gpt2", "activation_function", "swoosh".into()),
+        ("gemma2_own", "use_bidirectional_attention", true.into()),
+        ("phi3_own", "lm_head_bias", true.into()),
+        ("gemma2_own", "layer_types", json!(["full_attention", "chunked_attention"])),
     ] {
         let message = error(name, key, value);
         assert!(message.contains(&format!("`{key}` is ")), "{message}");
@@ -134,6 +141,47 @@ fn what_is_not_implemented_is_refused_by_name() {
     );
     let message = error("t5", "relative_attention_num_buckets", 2.into());
     assert!(message.ends_with("it must be at least 4"), "{message}");
+}
+
+#[test]
+fn chatglm_is_refused_where_it_is_of_another_kind() {
+    for (key, value) in [
+        ("position_encoding_2d", true.into()),
+        ("post_layer_norm", false.into()),
+        ("apply_residual_connection_post_layernorm", true.into()),
+        ("pre_seq_len", 128.into()),
+        ("quantization_bit", 4.into()),
+        ("rope_ratio", 50.into()),
+    ] {
+        let sizes = [
+            ("model_type", json!("chatglm")),
+            ("_name_or_path", json!("chatglm2-6b-32k")),
+            ("multi_query_attention", json!(true)),
+            ("multi_query_group_num", json!(2)),
+            ("ffn_hidden_size", json!(8)),
+            ("padded_vocab_size", json!(8)),
+            ("num_layers", json!(1)),
+            (key, value),
+        ];
+        let message = error_of("llama", sizes.map(|(key, value)| (key.to_owned(), value)).to_vec());
+        assert!(message.contains(&format!("`{key}` is ")), "{message}");
+        assert!(message.contains("isn't implemented; known: "), "{message}");
+    }
+}
+
+#[test]
+fn stretched_positions_that_do_not_fit_are_explained() {
+    let positions = |kind: &str, long: serde_json::Value| {
+        let short = [1.0; 4];
+        let given = json!({"rope_type": kind, "short_factor": short, "long_factor": long});
+        error("phi3_own", "rope_parameters", given)
+    };
+    let message = positions("longrope", json!([1.0, 2.0]));
+    assert!(message.contains("long_factor") && message.contains("4 numbers above 0"), "{message}");
+    let message = positions("longrope", json!([1.0, 2.0, 3.0, -1.0]));
+    assert!(message.contains("long_factor"), "{message}");
+    let message = positions("linear", json!([1.0, 2.0, 3.0, 4.0]));
+    assert!(message.contains("rope_type") && message.contains("longrope"), "{message}");
 }
 
 #[test]

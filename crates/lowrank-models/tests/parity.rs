@@ -12,7 +12,8 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 use lowrank_autograd::{Gradients, Parameter, Value, ops};
 use lowrank_models::{
-    Architecture, Config, Context, Family, Input, Model, OpenOptions, Padded, Sequences, Task,
+    Architecture, Config, Family, GenerateOptions, Input, Model, OpenOptions, Padded, Task,
+    generate,
 };
 use lowrank_peft::{
     Pass,
@@ -198,35 +199,11 @@ impl Case {
         let padded = self.padded("gen.input_ids", "gen.attention_mask")?;
         let ids: Vec<u32> = self.ints("gen.input_ids")?.iter().map(|&v| v as u32).collect();
         let prompts = padded.rows_of(&ids);
-        let network = self.model.network();
-        let mut cache = network.new_cache(prompts.len());
-        let (encoded, mut fresh) = match self.model.architecture.family {
-            Family::EncoderDecoder => {
-                let start = self.model.config.token_id("decoder_start_token_id")?.unwrap_or(0);
-                let encoded = network.encode(&Input::packed(&prompts), &pass)?;
-                (Some(encoded), vec![vec![start]; prompts.len()])
-            }
-            _ => (None, prompts),
-        };
-        let mut before = vec![0; fresh.len()];
-        let mut generated = vec![Vec::new(); fresh.len()];
-        for _ in 0..self.tensor("base.generated")?.dims()[1] {
-            let lengths: Vec<usize> = fresh.iter().map(Vec::len).collect();
-            let sequences = Sequences::continued(&lengths, &before);
-            let input = Input::new(fresh.concat().into(), sequences);
-            let context = Context { cache: Some(&mut cache), encoded: encoded.as_ref() };
-            let hidden = network.forward(&input, context, &pass)?;
-            let logits = self.model.head().logits(&hidden, &input, None, &pass)?;
-            let logits = logits.data().to_vec2::<f32>()?;
-            before = before.iter().zip(&lengths).map(|(b, n)| b + n).collect();
-            for (row, span) in input.sequences.spans.iter().enumerate() {
-                let last = logits[span.queries.end - 1].iter().enumerate();
-                let best = last.max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(i, _)| i);
-                generated[row].push(best as i64);
-                fresh[row] = vec![best as u32];
-            }
-        }
-        match generated.concat() == self.ints("base.generated")? {
+        let max_new_tokens = self.tensor("base.generated")?.dims()[1];
+        let options = GenerateOptions { max_new_tokens, ..GenerateOptions::default() };
+        let generated = generate(&self.model, &pass, &prompts, &options, |_, _| true)?;
+        let generated: Vec<i64> = generated.concat().into_iter().map(i64::from).collect();
+        match generated == self.ints("base.generated")? {
             true => Ok(()),
             false => Err(format!("{}: generated {generated:?}", self.name).into()),
         }
@@ -319,6 +296,21 @@ fn qwen3_equals_transformers() -> Result<()> {
     check_all("qwen3")
 }
 
+#[test] // caps on scores and logits, an adapter on the capped head, norms at the ends of branches
+fn gemma2_equals_transformers() -> Result<()> {
+    check_all("gemma2_own")
+}
+
+#[test] // fused layers, and keys that change while a generation goes on
+fn phi3_beyond_its_first_context_equals_transformers() -> Result<()> {
+    check_all("phi3_own")
+}
+
+#[test] // norms of each head, blocks whose attention and MLP read the same
+fn stablelm_with_its_switches_equals_transformers() -> Result<()> {
+    check_all("stablelm_own")
+}
+
 #[test]
 fn gpt2_equals_transformers() -> Result<()> {
     check_all("gpt2")
@@ -356,7 +348,7 @@ fn t5_v1_1_equals_transformers() -> Result<()> {
 
 #[test] // PEFT goes by this order
 fn modules_stand_in_the_order_of_transformers() -> Result<()> {
-    for name in ["bert_own", "gpt2_own", "t5_own"] {
+    for name in ["bert_own", "gemma2_own", "gpt2_own", "phi3_own", "stablelm_own", "t5_own"] {
         let case = fixture(name)?;
         let list = case.adapter.with_file_name("modules.txt");
         let found: Vec<&str> = case.model.modules.layers().map(|(path, _)| path).collect();

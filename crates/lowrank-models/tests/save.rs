@@ -31,9 +31,20 @@ fn saved(model: &Model, options: &SaveOptions) -> Result<Vec<(String, Vec<u8>)>>
 
 #[test]
 fn the_tensors_are_those_that_were_read() -> Result<()> {
-    for name in
-        ["bert", "bert_own", "bert_qa", "gpt2", "gpt2_own", "llama", "qwen3", "t5", "t5_own"]
-    {
+    for name in [
+        "bert",
+        "bert_own",
+        "bert_qa",
+        "gemma2_own",
+        "gpt2",
+        "gpt2_own",
+        "llama",
+        "phi3_own",
+        "qwen3",
+        "stablelm_own",
+        "t5",
+        "t5_own",
+    ] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
         let original = tensors(&std::fs::read(folder.join("model.safetensors"))?)?;
         let task = (name == "bert_qa").then_some(Task::QuestionAns);

@@ -3,6 +3,7 @@
 
 use super::{
     buffer::{PIECE, filled, filled_pair},
+    rows::gather,
     simd::{exp, sigmoid, tanh, vectorized},
 };
 use crate::ops::Activation;
@@ -60,18 +61,60 @@ pub(crate) fn activation_gradient(f: Activation, x: &[f32], dy: &[f32]) -> Vec<f
     }))
 }
 
-/// `f(g)·u`. It is the gradient with respect to `u` as well, if `u` is that of the result.
-pub(crate) fn gated(f: Activation, g: &[f32], u: &[f32]) -> Vec<f32> {
-    vectorized! {
-        fn run[C: Curve](y: &mut [f32], g: &[f32], u: &[f32], _curve: C) {
-            for (y, (g, u)) in y.iter_mut().zip(g.iter().zip(u)) {
-                *y = C::of(*g) * u;
-            }
+vectorized! {
+    /// `y = f(g)·u`.
+    fn gate[C: Curve](y: &mut [f32], g: &[f32], u: &[f32], _curve: C) {
+        for (y, (g, u)) in y.iter_mut().zip(g.iter().zip(u)) {
+            *y = C::of(*g) * u;
         }
     }
+}
+
+vectorized! {
+    /// `dg = dy·u·f'(g)` and `du = dy·f(g)`.
+    fn gate_gradients[C: Curve](
+        dg: &mut [f32],
+        du: &mut [f32],
+        g: &[f32],
+        u: &[f32],
+        dy: &[f32],
+        _curve: C,
+    ) {
+        for (((dg, du), dy), (g, u)) in dg.iter_mut().zip(du).zip(dy).zip(g.iter().zip(u)) {
+            *dg = dy * u * C::slope(*g);
+            *du = C::of(*g) * dy;
+        }
+    }
+}
+
+/// `f(g)·u`. It is the gradient with respect to `u` as well, if `u` is that of the result.
+pub(crate) fn gated(f: Activation, g: &[f32], u: &[f32]) -> Vec<f32> {
     with_curve!(f, C => filled(g.len(), PIECE, |i, y| {
         let range = i..i + y.len();
-        run(y, &g[range.clone()], &u[range], C {});
+        gate(y, &g[range.clone()], &u[range], C {});
+    }))
+}
+
+/// [`gated`] of the two halves of each of `n` rows of `2·d` elements.
+pub(crate) fn gated_halves(f: Activation, x: &[f32], n: usize, d: usize) -> Vec<f32> {
+    with_curve!(f, C => gather(n, d, |i, y| {
+        let (g, u) = x[i * 2 * d..][..2 * d].split_at(d);
+        gate(y, g, u, C {});
+    }))
+}
+
+/// Gradient of [`gated_halves`].
+pub(crate) fn gated_halves_gradient(
+    f: Activation,
+    x: &[f32],
+    dy: &[f32],
+    n: usize,
+    d: usize,
+) -> Vec<f32> {
+    with_curve!(f, C => gather(n, 2 * d, |i, dx| {
+        let (g, u) = x[i * 2 * d..][..2 * d].split_at(d);
+        let (dg, du) = dx.split_at_mut(d);
+        gate_gradients(dg, du, g, u, &dy[i * d..][..d], C {});
     }))
 }
 
@@ -92,24 +135,9 @@ pub(crate) fn gate_gradient(f: Activation, g: &[f32], u: &[f32], dy: &[f32]) -> 
 
 /// Gradients of [`gated`] with respect to `g` and `u`, in one pass.
 pub(crate) fn gated_gradients(f: Activation, g: &[f32], u: &[f32], dy: &[f32]) -> [Vec<f32>; 2] {
-    vectorized! {
-        fn run[C: Curve](
-            dg: &mut [f32],
-            du: &mut [f32],
-            g: &[f32],
-            u: &[f32],
-            dy: &[f32],
-            _curve: C,
-        ) {
-            for (((dg, du), dy), (g, u)) in dg.iter_mut().zip(du).zip(dy).zip(g.iter().zip(u)) {
-                *dg = dy * u * C::slope(*g);
-                *du = C::of(*g) * dy;
-            }
-        }
-    }
     with_curve!(f, C => filled_pair(g.len(), PIECE / 2, |i, dg, du| {
         let range = i..i + dg.len();
-        run(dg, du, &g[range.clone()], &u[range.clone()], &dy[range], C {});
+        gate_gradients(dg, du, &g[range.clone()], &u[range.clone()], &dy[range], C {});
     }))
 }
 

@@ -4,7 +4,7 @@
 //! With `s = Σ_{j≠t} exp(z_j - m)` and `e = exp(z_t - m)`: `L = m - z_t + log(s + e)` and
 //! `p_t - 1 = -s/(s + e)`, which stays exact where the target's probability is all but 1.
 
-use super::simd::{exp, vectorized};
+use super::simd::{exp, tanh, vectorized};
 
 /// What is known of a row's softmax once some of its logits were seen.
 #[derive(Clone, Copy, Debug)]
@@ -67,9 +67,10 @@ impl Row {
         (1.0 / self.total()) as f32
     }
 
-    /// `p_t - 1`: the gradient of the target's logit.
-    pub(crate) fn target_gradient(&self) -> f32 {
-        (-self.others / self.total()) as f32
+    /// `p_t - 1`: the gradient of the target's logit. With a `softcap`, that of what was capped.
+    pub(crate) fn target_gradient(&self, softcap: Option<f32>) -> f32 {
+        let gradient = (-self.others / self.total()) as f32;
+        softcap.map_or(gradient, |c| gradient * cap_slope(self.target / c))
     }
 }
 
@@ -113,6 +114,32 @@ vectorized! {
             sum += lanes.iter().map(|lane| f64::from(*lane)).sum::<f64>();
         }
         sum
+    }
+}
+
+/// Derivative of `c·tanh(z/c)` where its result is `c·share`.
+#[inline(always)]
+fn cap_slope(share: f32) -> f32 {
+    1.0 - share * share
+}
+
+vectorized! {
+    /// `z = c·tanh(z/c)`; `slopes` are its derivatives there.
+    pub(crate) fn cap(z: &mut [f32], slopes: &mut [f32], c: f32) {
+        for (z, slope) in z.iter_mut().zip(slopes) {
+            let share = tanh(*z / c);
+            *z = c * share;
+            *slope = cap_slope(share);
+        }
+    }
+}
+
+vectorized! {
+    /// `to *= by`, element by element.
+    pub(crate) fn multiply(to: &mut [f32], by: &[f32]) {
+        for (to, by) in to.iter_mut().zip(by) {
+            *to *= by;
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use crate::{
     Result, Value,
     kept::Kept,
-    kernels::{F32, activation as kernel, check_dims, tensor},
+    kernels::{F32, activation as kernel, check_dims, dims2, tensor},
     profile,
 };
 
@@ -96,6 +96,30 @@ pub fn gated(gate: &Value, up: &Value, f: Activation) -> Result<Value> {
             }
             let [dg, du] = kernel::gated_gradients(f, &g, &u, &dy);
             Ok([Some(tensor(dg, dims)?), Some(tensor(du, dims)?)])
+        }
+    }))
+}
+
+/// [`gated`] of the halves of `x` `[n, 2·d]`, whose first is the gate: `[n, d]`.
+///
+/// # Errors
+/// When `x` isn't a matrix with an even number of columns.
+pub fn gated_halves(x: &Value, f: Activation) -> Result<Value> {
+    let _time = profile::scope("gated");
+    const OP: &str = "gated_halves";
+    let (n, width) = dims2(OP, "the input", x.data())?;
+    let d = width / 2;
+    check_dims(OP, "the input", x.data(), &[n, 2 * d])?;
+    let x_data = x.data().contiguous()?;
+    let elements = F32::of(OP, &x_data)?;
+    let y = tensor(kernel::gated_halves(f, &elements, n, d), &[n, d])?;
+    Ok(Value::record(OP, y, [x], |_| {
+        let kept = Kept::of(x, &x_data, &elements);
+        move |dy: Tensor| {
+            let (dy, x_data) = (dy.contiguous()?, kept.tensor()?);
+            let (x, dy) = (F32::of(OP, &x_data)?, F32::of(OP, &dy)?);
+            let dx = kernel::gated_halves_gradient(f, &x, &dy, n, d);
+            Ok([Some(tensor(dx, &[n, 2 * d])?)])
         }
     }))
 }

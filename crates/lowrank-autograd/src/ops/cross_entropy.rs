@@ -63,7 +63,7 @@ pub fn scored_cross_entropy(logits: &Value, targets: &Arc<[u32]>) -> Result<Scor
             if logits.needs_gradient() {
                 scale(dz, row.factor());
                 if let Some(d) = dz.get_mut(target) {
-                    *d = row.target_gradient();
+                    *d = row.target_gradient(None);
                 }
             }
             row

@@ -1,6 +1,8 @@
 //! The last linear layer of a language model and softmax cross-entropy in one, without the matrix
 //! of all logits (the aim of arXiv:2410.10989 and arXiv:2411.09009):
 //! `z = x·Wᵀ + b`, `L = Σ log Σ exp(z) - z[target]`, `dx = (softmax(z) - onehot)·W`, W frozen.
+//! With a cap `c` (arXiv:2408.00118) `z` is `s = c·tanh(z/c)`, and each class's term of `dx` has the
+//! factor `1 - (s/c)²`.
 //!
 //! Logits are made for a block of rows by a panel of classes at a time. `softmax(z)·W` is attention
 //! whose keys and values are both `W`, and is summed up as flash attention (arXiv:2205.14135) does:
@@ -25,7 +27,7 @@ use crate::{
     Result, Value, Weight,
     kernels::{
         F32, check_dims,
-        cross_entropy::{Row, add, scale, scale_and_add},
+        cross_entropy::{Row, add, cap, multiply, scale, scale_and_add},
         dims2, product, tensor,
     },
     profile,
@@ -44,7 +46,7 @@ const ROWS: usize = 512;
 const CLASSES: usize = 4096;
 
 /// `x` `[n, hidden]`, a frozen `weight` `[classes, hidden]`, `bias` `[classes]` and one target for
-/// each row.
+/// each row. `softcap` is the positive number that logits stay below.
 ///
 /// # Errors
 /// [`crate::Error::Index`] for a target outside the classes; [`crate::Error::Shape`] for what
@@ -53,6 +55,7 @@ pub fn linear_cross_entropy(
     x: &Value,
     weight: &Weight,
     bias: Option<&Tensor>,
+    softcap: Option<f32>,
     targets: &Arc<[u32]>,
 ) -> Result<ScoredTargets> {
     let _time = profile::scope(OP);
@@ -65,7 +68,7 @@ pub fn linear_cross_entropy(
     bias.as_ref().map_or(Ok(()), |b| check_dims(OP, "the bias", b, &[memory.rows]))?;
     let data = x.data().contiguous()?;
     let bias = bias.as_ref().map(|b| F32::of(OP, b)).transpose()?;
-    let layer = Layer { x: &F32::of(OP, &data)?, weight, memory, bias: bias.as_deref() };
+    let layer = Layer { x: &F32::of(OP, &data)?, weight, memory, bias: bias.as_deref(), softcap };
 
     let needed = x.needs_gradient();
     let mut dx = Vec::with_capacity(if needed { n * hidden } else { 0 });
@@ -85,6 +88,7 @@ struct Layer<'a> {
     weight: &'a Weight,
     memory: Matrix,
     bias: Option<&'a [f32]>,
+    softcap: Option<f32>,
 }
 
 impl Layer<'_> {
@@ -117,7 +121,8 @@ impl Layer<'_> {
                 dx.par_chunks_mut(hidden.max(1)).zip(rows.par_iter().zip(targets)).for_each(
                     |(dx, (row, &target))| {
                         scale(dx, row.factor());
-                        add_row(dx, row.target_gradient(), elements, self.memory, target as usize);
+                        let gradient = row.target_gradient(self.softcap);
+                        add_row(dx, gradient, elements, self.memory, target as usize);
                     },
                 );
             })?;
@@ -140,7 +145,8 @@ impl Layer<'_> {
         ranges.map(|range| Ok((range.clone(), self.weight.rows(range)?))).collect()
     }
 
-    /// Adds a panel's logits to the rows' softmax; returns the factors of what is summed up so far.
+    /// Adds a panel's logits to the rows' softmax and leaves their factors of `W` in `z`; returns the
+    /// factors of what is summed up so far.
     fn absorb(
         &self,
         rows: &mut [Row],
@@ -155,7 +161,15 @@ impl Layer<'_> {
                 if let Some(bias) = bias {
                     add(z, bias);
                 }
-                row.absorb(z, panel.start, target as usize)
+                let target = target as usize;
+                let Some(softcap) = self.softcap else {
+                    return row.absorb(z, panel.start, target);
+                };
+                let mut slopes = vec![0.0; z.len()];
+                cap(z, &mut slopes, softcap);
+                let factor = row.absorb(z, panel.start, target);
+                multiply(z, &slopes);
+                factor
             })
             .collect()
     }

@@ -31,6 +31,13 @@ proptest! {
         let x = normal(seed, &[&[n, d], &[n, d]]);
         check(&x[..1], |v| ops::activation(&v[0], f), |t| reference::activation(&t[0], f));
         check(&x, |v| ops::gated(&v[0], &v[1], f), |t| reference::gated(&t[0], &t[1], f));
+        let wide = normal(seed, &[&[n, 2 * d]]);
+        let half = |t: &Tensor, from| t.narrow(1, from, d);
+        check(
+            &wide,
+            |v| ops::gated_halves(&v[0], f),
+            |t| reference::gated(&half(&t[0], 0)?, &half(&t[0], d)?, f),
+        );
     }
 }
 
@@ -62,4 +69,10 @@ fn names_are_those_of_transformers() {
     assert_eq!(Activation::named("swish"), Some(Activation::Silu));
     assert_eq!(Activation::named("gelu_pytorch_tanh"), Some(Activation::GeluTanh));
     assert_eq!(Activation::named("no such function"), None);
+}
+
+#[test]
+fn an_odd_number_of_columns_has_no_halves() {
+    let x = Value::constant(normal(1, &[&[2, 3]]).remove(0));
+    assert!(ops::gated_halves(&x, Activation::Silu).is_err());
 }

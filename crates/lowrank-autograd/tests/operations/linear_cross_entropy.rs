@@ -8,19 +8,35 @@ use proptest::prelude::*;
 
 use super::check::{assert_close, check, indices, normal, numbers};
 
-/// Compares with the plain version for logits `x·wᵀ + bias`.
+/// Compares with the plain version for logits `x·wᵀ + bias`, capped or not.
 fn equals_plain(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, targets: &Arc<[u32]>) {
+    for softcap in [None, Some(1.5)] {
+        equals_plain_capped(x, w, bias, softcap, targets);
+    }
+}
+
+fn equals_plain_capped(
+    x: &Tensor,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    softcap: Option<f32>,
+    targets: &Arc<[u32]>,
+) {
     let plain = |x: &[Tensor]| {
         let wide = |t: &Tensor| t.to_dtype(DType::F64);
         let bias = bias.map(wide).transpose()?;
         let logits = reference::linear(&x[0], &wide(w)?, bias.as_ref(), &[])?;
+        let capped = softcap.map(|c| (&logits / f64::from(c))?.tanh()? * f64::from(c));
+        let logits = capped.transpose()?.unwrap_or(logits);
         reference::cross_entropy(&logits, targets)
     };
     let turned = w.t().and_then(|w| w.contiguous()).expect("the transpose");
     let weights = [Weight::from_tensor(w), Weight::from_tensor(&turned).map(Weight::transpose)];
     for weight in weights {
         let weight = weight.expect("a weight");
-        let op = |v: &[Value]| Ok(ops::linear_cross_entropy(&v[0], &weight, bias, targets)?.sum);
+        let op = |v: &[Value]| {
+            Ok(ops::linear_cross_entropy(&v[0], &weight, bias, softcap, targets)?.sum)
+        };
         check(std::slice::from_ref(x), op, plain);
     }
 }
@@ -68,7 +84,7 @@ fn weights_of_half_the_width_are_near_what_they_stand_for() {
 fn gradient(x: &Tensor, w: &Tensor, targets: &Arc<[u32]>) -> (Tensor, Tensor) {
     let x = Parameter::new("x", x).expect("a parameter");
     let weight = Weight::from_tensor(w).expect("a weight");
-    let scored = ops::linear_cross_entropy(&x.value(true), &weight, None, targets);
+    let scored = ops::linear_cross_entropy(&x.value(true), &weight, None, None, targets);
     let sum = scored.expect("the operation").sum;
     let mut gradients = Gradients::new();
     sum.backward(0.5, &mut gradients).expect("the backward pass");
@@ -102,7 +118,8 @@ fn hits_are_first_among_equals() {
         let x = Value::constant(Tensor::ones((1, 1), DType::F32, &Device::Cpu).expect("x"));
         let weight = Weight::from_tensor(&w).expect("a weight");
         let targets: Arc<[u32]> = [target].into();
-        let fused = ops::linear_cross_entropy(&x, &weight, None, &targets).expect("the operation");
+        let fused =
+            ops::linear_cross_entropy(&x, &weight, None, None, &targets).expect("the operation");
         let logits = Value::constant(w.t().expect("a row"));
         let apart = ops::scored_cross_entropy(&logits, &targets).expect("the operation");
         assert_eq!(fused.correct, apart.correct);
@@ -125,7 +142,7 @@ fn what_is_not_a_number_shows_and_infinities_are_no_more_than_that() {
     };
     let x = Value::constant(Tensor::ones((1, 1), DType::F32, &Device::Cpu).expect("x"));
     let loss = |w: Vec<f32>, target: u32| {
-        let scored = ops::linear_cross_entropy(&x, &weight(w), None, &[target].into());
+        let scored = ops::linear_cross_entropy(&x, &weight(w), None, None, &[target].into());
         numbers(scored.expect("the operation").sum.data())[0]
     };
     for place in [0, 8_999] {
@@ -146,7 +163,7 @@ fn what_does_not_fit_is_refused() {
     let [x, w] = [[2, 3], [4, 3]].map(|dims| normal(3, &[&dims]).remove(0));
     let (x, w) = (Value::constant(x), Weight::from_tensor(&w).expect("a weight"));
     let loss = |w: &Weight, bias: Option<&Tensor>, targets: &[u32]| {
-        ops::linear_cross_entropy(&x, w, bias, &targets.into()).map(drop)
+        ops::linear_cross_entropy(&x, w, bias, None, &targets.into()).map(drop)
     };
     assert!(loss(&w, None, &[0, 3]).is_ok());
     let outside = loss(&w, None, &[0, 4]);
@@ -156,7 +173,7 @@ fn what_does_not_fit_is_refused() {
     let bias = normal(3, &[&[3]]).remove(0);
     assert!(matches!(loss(&w, Some(&bias), &[0, 1]), Err(Error::Shape { .. })));
     let none = Value::constant(Tensor::zeros((0, 3), DType::F32, &Device::Cpu).expect("no rows"));
-    let scored = ops::linear_cross_entropy(&none, &w, None, &[].into()).expect("no rows");
+    let scored = ops::linear_cross_entropy(&none, &w, None, None, &[].into()).expect("no rows");
     assert_eq!((numbers(scored.sum.data()), scored.correct), (vec![0.0], 0));
 }
 

@@ -24,25 +24,33 @@ pub(super) const ENTRY: Architecture = Architecture {
 };
 
 fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
+    let (attention, shape) = (attention(c)?, decoder_shape(c)?);
+    let mlp = MlpShape { activation: activation(c)?, ..llama::mlp(c)? };
+    let layer = |_, b: &Builder| llama::layer(&attention, &mlp, shape.norm, b);
+    llama::finish(c, task, Decoder::build(&shape, &b.base(), layer)?, b)
+}
+
+fn head_dim(c: &Config) -> Result<usize> {
+    c.size_or("head_dim", 256)
+}
+
+/// Llama's attention with wide heads and biases everywhere or nowhere.
+pub(super) fn attention(c: &Config) -> Result<SelfAttentionShape> {
     if c.switch_or("use_bidirectional_attention", false)? {
         return Err(c.not_implemented("use_bidirectional_attention", "false"));
     }
-    let bias = c.switch_or("attention_bias", false)?;
-    let attention = SelfAttentionShape {
-        head_dim: c.size_or("head_dim", 256)?,
-        qkv_bias: bias,
-        out_bias: bias,
-        ..llama::attention(c)?
-    };
-    let mlp = MlpShape { activation: activation(c)?, ..llama::mlp(c)? };
-    let shape = llama::decoder_shape(c, attention.head_dim)?;
-    let shape = DecoderShape {
-        embedding_scale: Some((mlp.hidden_size as f32).sqrt()),
+    let (head_dim, bias) = (head_dim(c)?, c.switch_or("attention_bias", false)?);
+    Ok(SelfAttentionShape { head_dim, qkv_bias: bias, out_bias: bias, ..llama::attention(c)? })
+}
+
+/// Llama's decoder with scaled embeddings and norms around 1.
+pub(super) fn decoder_shape(c: &Config) -> Result<DecoderShape> {
+    let shape = llama::decoder_shape(c, head_dim(c)?)?;
+    Ok(DecoderShape {
+        embedding_scale: Some((shape.norm.dim as f32).sqrt()),
         norm: NormShape { kind: NormKind::RmsAroundOne, ..shape.norm },
         ..shape
-    };
-    let layer = |_, b: &Builder| llama::layer(&attention, &mlp, shape.norm, b);
-    llama::finish(c, task, Decoder::build(&shape, &b.base(), layer)?, b)
+    })
 }
 
 /// Early configs say `gelu` of models that were trained with the tanh approximation.

@@ -3,13 +3,15 @@
 
 use std::sync::Arc;
 
+use lowrank_autograd::ops::RotaryStyle;
+
 use super::{Architecture, Parts};
 use crate::{
     Builder, Config, NormShape, Result, Task,
     blocks::{
-        attention::{SelfAttention, SelfAttentionShape},
+        attention::{Attention, SelfAttention, SelfAttentionShape},
         decoder::{Decoder, DecoderLayer, DecoderShape},
-        mlp::{GatedMlp, MlpShape},
+        mlp::{GatedMlp, Mlp, MlpShape},
         rotary::Rotary,
     },
     task_heads::{DecoderHeads, decoder_head},
@@ -55,6 +57,9 @@ pub(super) fn attention(c: &Config) -> Result<SelfAttentionShape> {
         qkv_bias: false,
         out_bias: false,
         qk_norm: None,
+        rotary: RotaryStyle::Halves,
+        scale: None,
+        softcap: None,
         window: None,
         dropout: c.probability_or("attention_dropout", 0.0)?,
     })
@@ -89,7 +94,16 @@ pub(super) fn layer(
     b: &Builder,
 ) -> Result<DecoderLayer> {
     let attention = SelfAttention::build(attention, &b.at("self_attn"))?;
-    let mlp = GatedMlp::build(mlp, &b.at("mlp"))?;
+    layer_of(attention, GatedMlp::build(mlp, &b.at("mlp"))?, norm, b)
+}
+
+/// A block at `b` of an attention and an MLP that lie there.
+pub(super) fn layer_of(
+    attention: impl Attention + 'static,
+    mlp: impl Mlp + 'static,
+    norm: NormShape,
+    b: &Builder,
+) -> Result<DecoderLayer> {
     let norms = [b.norm("input_layernorm", norm)?, b.norm("post_attention_layernorm", norm)?];
     Ok(DecoderLayer::new(attention, mlp, norms))
 }

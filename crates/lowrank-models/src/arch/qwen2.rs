@@ -2,7 +2,10 @@
 //! Paper: arXiv:2407.10671. Reference: transformers `models/qwen2/modeling_qwen2.py`.
 
 use super::{Architecture, Parts, llama};
-use crate::{Builder, Config, Result, Task, blocks::attention::SelfAttentionShape};
+use crate::{
+    Builder, Config, Result, Task,
+    blocks::{attention::SelfAttentionShape, layer_types::sliding_layers},
+};
 
 pub(super) const ENTRY: Architecture = Architecture {
     model_type: "qwen2",
@@ -26,22 +29,11 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
 
 /// The window of each layer: by `layer_types`, or, in older configs, from `max_window_layers` on.
 pub(super) fn layer_windows(c: &Config) -> Result<Vec<Option<usize>>> {
-    let layers = c.size("num_hidden_layers")?;
     let window = match c.switch_or("use_sliding_window", false)? {
         true => c.size_or_none("sliding_window")?,
         false => None,
     };
-    let Some(types) = c.words("layer_types")? else {
-        let first = c.number_or("max_window_layers", 28.0)? as usize;
-        return Ok((0..layers).map(|i| window.filter(|_| i >= first)).collect());
-    };
-    if types.len() != layers {
-        return Err(c.wrong("layer_types", format!("a list of {layers} names, one for each layer")));
-    }
-    let window_of = |kind: &str| match kind {
-        "full_attention" => Ok(None),
-        "sliding_attention" => Ok(window),
-        _ => Err(c.not_implemented("layer_types", "full_attention, sliding_attention")),
-    };
-    types.into_iter().map(window_of).collect()
+    let first = c.number_or("max_window_layers", 28.0)? as usize;
+    let slides = sliding_layers(c, |i| i >= first)?;
+    Ok(slides.into_iter().map(|slides| window.filter(|_| slides)).collect())
 }

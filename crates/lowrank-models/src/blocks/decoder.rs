@@ -15,7 +15,9 @@ use lowrank_peft::{
 };
 
 use super::{attention::Attention, mlp::Mlp, rotary::Rotary};
-use crate::{Builder, Cache, Context, Input, Network, NormShape, Sequences, network::run_blocks};
+use crate::{
+    Builder, Cache, Context, DropoutSite, Input, Network, NormShape, Sequences, network::run_blocks,
+};
 
 /// Embedding, blocks and final norm.
 #[derive(Clone, Debug)]
@@ -24,16 +26,50 @@ pub struct Decoder {
     embedding_scale: Option<f32>,
     layers: Vec<DecoderLayer>,
     norm: Norm,
-    rotary: Rotary,
+    /// All positions that a layer turns by; the decoder's own come first.
+    rotaries: Vec<Rotary>,
+    cache_limit: Option<usize>,
 }
 
 /// A block: `x + attn(norm(x))`, then the same around an MLP; either may be of any kind.
 #[derive(Clone, Debug)]
 pub struct DecoderLayer {
-    input_layernorm: Norm,
+    input_norm: Norm,
     self_attn: Arc<dyn Attention>,
-    post_attention_layernorm: Norm,
+    attention_end: BranchEnd,
+    /// Where there is none, the MLP reads what the attention reads.
+    mlp_norm: Option<Norm>,
     mlp: Arc<dyn Mlp>,
+    mlp_end: BranchEnd,
+    rotary: Option<Rotary>,
+    /// Which of the decoder's rotaries it turns by.
+    turns_by: usize,
+}
+
+/// What becomes of an attention's or an MLP's result before it is added to the residual stream.
+#[derive(Clone, Debug, Default)]
+pub struct BranchEnd {
+    /// A norm (Gemma 2).
+    pub norm: Option<Norm>,
+    /// Then dropout.
+    pub dropout: Option<DropoutSite>,
+}
+
+impl BranchEnd {
+    /// A norm and nothing else.
+    pub fn norm(norm: Norm) -> Self {
+        Self { norm: Some(norm), dropout: None }
+    }
+
+    /// Dropout and nothing else.
+    pub fn dropout(dropout: DropoutSite) -> Self {
+        Self { norm: None, dropout: Some(dropout) }
+    }
+
+    fn forward(&self, y: Value, pass: &Pass) -> Result<Value> {
+        let y = self.norm.as_ref().map_or(Ok(y.clone()), |norm| norm.forward(&y, pass))?;
+        self.dropout.map_or(Ok(y.clone()), |dropout| dropout.forward(&y, pass))
+    }
 }
 
 impl DecoderLayer {
@@ -41,25 +77,69 @@ impl DecoderLayer {
     pub fn new(
         self_attn: impl Attention + 'static,
         mlp: impl Mlp + 'static,
-        [input_layernorm, post_attention_layernorm]: [Norm; 2],
+        [input_norm, mlp_norm]: [Norm; 2],
     ) -> Self {
-        let (self_attn, mlp) = (Arc::new(self_attn), Arc::new(mlp));
-        Self { input_layernorm, self_attn, post_attention_layernorm, mlp }
+        Self { mlp_norm: Some(mlp_norm), ..Self::parallel(self_attn, mlp, input_norm) }
+    }
+
+    /// The block of an attention and an MLP that read the same: `x + attn(norm(x)) + mlp(norm(x))`.
+    pub fn parallel(
+        self_attn: impl Attention + 'static,
+        mlp: impl Mlp + 'static,
+        input_norm: Norm,
+    ) -> Self {
+        Self {
+            input_norm,
+            self_attn: Arc::new(self_attn),
+            attention_end: BranchEnd::default(),
+            mlp_norm: None,
+            mlp: Arc::new(mlp),
+            mlp_end: BranchEnd::default(),
+            rotary: None,
+            turns_by: 0,
+        }
+    }
+
+    /// With what ends the branches of attention and MLP.
+    #[must_use]
+    pub fn ending(self, [attention_end, mlp_end]: [BranchEnd; 2]) -> Self {
+        Self { attention_end, mlp_end, ..self }
+    }
+
+    /// With positions of its own in place of the decoder's.
+    #[must_use]
+    pub fn turning_by(self, rotary: Rotary) -> Self {
+        Self { rotary: Some(rotary), ..self }
     }
 
     fn forward(
         &self,
         x: &Value,
-        angles: &Angles,
+        angles: &[Angles],
         sequences: &Sequences,
         cache: Option<&mut [KeyValues]>,
         pass: &Pass,
     ) -> Result<Value> {
-        let normed = self.input_layernorm.forward(x, pass)?;
-        let x = ops::add(x, &self.self_attn.forward(&normed, angles, sequences, cache, pass)?)?;
-        let normed = self.post_attention_layernorm.forward(&x, pass)?;
-        ops::add(&x, &self.mlp.forward(&normed, pass)?)
+        let normed = self.input_norm.forward(x, pass)?;
+        let angles = &angles[self.turns_by];
+        let attended = self.self_attn.forward(&normed, angles, sequences, cache, pass)?;
+        let x = ops::add(x, &self.attention_end.forward(attended, pass)?)?;
+        let normed = self.mlp_norm.as_ref().map_or(Ok(normed), |norm| norm.forward(&x, pass))?;
+        ops::add(&x, &self.mlp_end.forward(self.mlp.forward(&normed, pass)?, pass)?)
     }
+}
+
+/// Gives each layer its place among the rotaries of all; `first` are those of the decoder.
+fn collect_rotaries(first: &Rotary, layers: &mut [DecoderLayer]) -> Vec<Rotary> {
+    let mut all = vec![first.clone()];
+    for layer in layers {
+        let Some(own) = layer.rotary.take() else { continue };
+        layer.turns_by = all.iter().position(|known| *known == own).unwrap_or(all.len());
+        if layer.turns_by == all.len() {
+            all.push(own);
+        }
+    }
+    all
 }
 
 /// What a [`Decoder`] is made of, apart from its blocks.
@@ -77,6 +157,17 @@ pub struct DecoderShape {
     pub rotary: Rotary,
 }
 
+/// Names of a decoder's parts.
+#[derive(Clone, Copy, Debug)]
+pub struct DecoderNames {
+    /// The embedding.
+    pub embedding: &'static str,
+    /// The list of blocks.
+    pub layers: &'static str,
+    /// The final norm.
+    pub norm: &'static str,
+}
+
 impl Decoder {
     /// `embed_tokens`, `layers` and `norm` at `b`. `layer` builds a block at its place, given its
     /// number.
@@ -88,8 +179,23 @@ impl Decoder {
         b: &Builder,
         layer: impl Fn(usize, &Builder) -> crate::Result<DecoderLayer>,
     ) -> crate::Result<Self> {
-        let embed_tokens = b.embedding("embed_tokens", shape.vocab_size, shape.norm.dim)?;
-        let layers = (0..shape.layers).map(|i| layer(i, &b.nth("layers", i)));
+        let names = DecoderNames { embedding: "embed_tokens", layers: "layers", norm: "norm" };
+        Self::named(names, shape, b, layer)
+    }
+
+    /// [`Decoder::build`] under names of the model's own.
+    ///
+    /// # Errors
+    /// When a tensor is missing or misshapen.
+    pub fn named(
+        names: DecoderNames,
+        shape: &DecoderShape,
+        b: &Builder,
+        layer: impl Fn(usize, &Builder) -> crate::Result<DecoderLayer>,
+    ) -> crate::Result<Self> {
+        let embed_tokens = b.embedding(names.embedding, shape.vocab_size, shape.norm.dim)?;
+        let layers = (0..shape.layers).map(|i| layer(i, &b.nth(names.layers, i)));
+        let mut layers = layers.collect::<crate::Result<Vec<_>>>()?;
         // transformers holds the factor in the table's dtype.
         let dtype = embed_tokens.weight().weight().dtype();
         let rounded = |scale: f32| -> crate::Result<f32> {
@@ -99,16 +205,24 @@ impl Decoder {
         Ok(Self {
             embed_tokens,
             embedding_scale: shape.embedding_scale.map(rounded).transpose()?,
-            layers: layers.collect::<crate::Result<_>>()?,
-            norm: b.norm("norm", shape.norm)?,
-            rotary: shape.rotary.clone(),
+            rotaries: collect_rotaries(&shape.rotary, &mut layers),
+            layers,
+            norm: b.norm(names.norm, shape.norm)?,
+            cache_limit: None,
         })
+    }
+
+    /// With a limit as in [`Network::cache_limit`].
+    #[must_use]
+    pub fn with_cache_limit(self, limit: usize) -> Self {
+        Self { cache_limit: Some(limit), ..self }
     }
 }
 
 impl Network for Decoder {
     fn forward(&self, input: &Input, context: Context<'_>, pass: &Pass) -> Result<Value> {
-        let angles = self.rotary.angles(&input.sequences)?;
+        let angles = self.rotaries.iter().map(|rotary| rotary.angles(&input.sequences));
+        let angles: Arc<[Angles]> = angles.collect::<Result<_>>()?;
         let x = self.embed_tokens.forward(&input.ids, pass)?;
         let x = self.embedding_scale.map_or(Ok(x.clone()), |scale| ops::scale(&x, scale))?;
         let (sequences, cache) = (&input.sequences, context.cache);
@@ -121,6 +235,10 @@ impl Network for Decoder {
 
     fn new_cache(&self, sequences: usize) -> Cache {
         Cache::new(self.layers.len(), sequences)
+    }
+
+    fn cache_limit(&self) -> Option<usize> {
+        self.cache_limit
     }
 
     fn table(&self) -> &Embedding {

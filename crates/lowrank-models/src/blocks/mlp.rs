@@ -20,10 +20,18 @@ pub trait Mlp: std::fmt::Debug + Send + Sync {
 /// `down(f(gate(x))·up(x))` (arXiv:2002.05202).
 #[derive(Clone, Debug)]
 pub struct GatedMlp {
-    gate_proj: Linear,
-    up_proj: Linear,
-    down_proj: Linear,
+    gate_up: GateUp,
+    down: Linear,
     activation: Activation,
+}
+
+/// Where gate and input come from.
+#[derive(Clone, Debug)]
+enum GateUp {
+    /// A layer for each.
+    Separate([Linear; 2]),
+    /// One layer, whose first half is the gate.
+    Fused(Linear),
 }
 
 /// Sizes of a [`GatedMlp`].
@@ -47,9 +55,24 @@ impl GatedMlp {
     pub fn build(shape: &MlpShape, b: &Builder) -> crate::Result<Self> {
         let (hidden, inner) = (shape.hidden_size, shape.intermediate_size);
         Ok(Self {
-            gate_proj: b.linear("gate_proj", hidden, inner, shape.bias)?,
-            up_proj: b.linear("up_proj", hidden, inner, shape.bias)?,
-            down_proj: b.linear("down_proj", inner, hidden, shape.bias)?,
+            gate_up: GateUp::Separate([
+                b.linear("gate_proj", hidden, inner, shape.bias)?,
+                b.linear("up_proj", hidden, inner, shape.bias)?,
+            ]),
+            down: b.linear("down_proj", inner, hidden, shape.bias)?,
+            activation: shape.activation,
+        })
+    }
+
+    /// Two layers at `b` under names of the model's own: gate and input in one, and the output.
+    ///
+    /// # Errors
+    /// When a tensor is missing or misshapen.
+    pub fn fused(shape: &MlpShape, [gate_up, down]: [&str; 2], b: &Builder) -> crate::Result<Self> {
+        let (hidden, inner) = (shape.hidden_size, shape.intermediate_size);
+        Ok(Self {
+            gate_up: GateUp::Fused(b.linear(gate_up, hidden, 2 * inner, shape.bias)?),
+            down: b.linear(down, inner, hidden, shape.bias)?,
             activation: shape.activation,
         })
     }
@@ -57,8 +80,13 @@ impl GatedMlp {
 
 impl Mlp for GatedMlp {
     fn forward(&self, x: &Value, pass: &Pass) -> Result<Value> {
-        let gate = self.gate_proj.forward(x, pass)?;
-        let up = self.up_proj.forward(x, pass)?;
-        self.down_proj.forward(&ops::gated(&gate, &up, self.activation)?, pass)
+        let inner = match &self.gate_up {
+            GateUp::Separate([gate, up]) => {
+                let (gate, up) = (gate.forward(x, pass)?, up.forward(x, pass)?);
+                ops::gated(&gate, &up, self.activation)?
+            }
+            GateUp::Fused(layer) => ops::gated_halves(&layer.forward(x, pass)?, self.activation)?,
+        };
+        self.down.forward(&inner, pass)
     }
 }

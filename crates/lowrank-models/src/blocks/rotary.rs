@@ -16,6 +16,7 @@ enum Scaling {
     Dynamic { factor: f64, trained: usize },
     Yarn { low: f64, high: f64, factor: f64 },
     Llama3 { factor: f64, low: f64, high: f64, trained: f64 },
+    Long { short: Vec<f64>, long: Vec<f64>, trained: f64 },
 }
 
 /// Frequencies of the rotated pairs.
@@ -30,17 +31,22 @@ pub struct Rotary {
 }
 
 impl Rotary {
+    /// Plain frequencies `theta^(-2i/dim)` of the first `dim` elements of a head.
+    pub fn plain(theta: f64, dim: usize) -> Self {
+        Self { theta, dim, scaling: Scaling::Default, attention_factor: 1.0 }
+    }
+
     /// Reads `rope_parameters`, or the older `rope_theta` and `rope_scaling`. `head_dim` is
     /// shortened by `partial_rotary_factor`.
     ///
     /// # Errors
     /// When a field is wrong or names a scaling that isn't implemented.
     pub fn from_config(c: &Config, head_dim: usize) -> Result<Self> {
+        let old = c.object("rope_scaling")?.filter(|old| !old.fields().is_empty());
         let new = c.object("rope_parameters")?;
-        let old = c.object("rope_scaling")?;
-        let (given, key) = match (&new, &old) {
-            (Some(new), _) => (new, "rope_parameters"),
-            (None, Some(old)) => (old, "rope_scaling"),
+        let (given, key) = match (&old, &new) {
+            (Some(old), _) => (old, "rope_scaling"),
+            (None, Some(new)) => (new, "rope_parameters"),
             (None, None) => (c, "rope_theta"),
         };
         let theta = match given.number("rope_theta")? {
@@ -63,7 +69,7 @@ impl Rotary {
             (true, Some(kind)) => kind,
             (true, None) => given.word("type")?.unwrap_or("default"),
         };
-        let plain = Self { theta, dim, scaling: Scaling::Default, attention_factor: 1.0 };
+        let plain = Self::plain(theta, dim);
         match kind {
             "default" => Ok(plain),
             "linear" => Ok(Self { scaling: Scaling::Linear { factor: factor(given)? }, ..plain }),
@@ -77,26 +83,23 @@ impl Rotary {
                     factor: factor(given)?,
                     low: number("low_freq_factor")?,
                     high: number("high_freq_factor")?,
-                    trained: number("original_max_position_embeddings")?,
+                    trained: trained(c, given)?,
                 };
                 Ok(Self { scaling, ..plain })
             }
             "yarn" => plain.yarn(c, given),
+            "longrope" => plain.long(c, given),
             _ => {
                 let named = if given.get("rope_type").is_some() { "rope_type" } else { "type" };
-                Err(given.not_implemented(named, "default, linear, dynamic, yarn, llama3"))
+                Err(given
+                    .not_implemented(named, "default, linear, dynamic, yarn, llama3, longrope"))
             }
         }
     }
 
     fn yarn(self, c: &Config, given: &Config) -> Result<Self> {
-        let context = c.size("max_position_embeddings")? as f64;
-        let trained = given.number_or("original_max_position_embeddings", context)?;
-        let factor = match given.number("factor")? {
-            Some(factor) if factor >= 1.0 => factor,
-            Some(_) => return Err(given.wrong("factor", "a number from 1 on")),
-            None => context / trained,
-        };
+        let trained = trained(c, given)?;
+        let factor = factor_beyond(trained, c, given)?;
         let scale_of =
             |factor: f64, m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
         let attention_factor = match given.number("attention_factor")? {
@@ -120,6 +123,26 @@ impl Rotary {
         Ok(Self { scaling: Scaling::Yarn { low, high, factor }, attention_factor, ..self })
     }
 
+    /// LongRoPE (arXiv:2402.13753): a divisor of its own for each frequency, one of two sets by the
+    /// sequence's length.
+    fn long(self, c: &Config, given: &Config) -> Result<Self> {
+        let trained = trained(c, given)?;
+        let factor = factor_beyond(trained, c, given)?;
+        let attention_factor = match given.number("attention_factor")? {
+            Some(factor) => factor,
+            None if factor <= 1.0 => 1.0,
+            None if trained > 1.0 => (1.0 + factor.ln() / trained.ln()).sqrt(),
+            None => return Err(c.wrong(TRAINED, "at least 2")),
+        };
+        let pairs = self.dim / 2;
+        let divisors = |key| match given.positives(key)? {
+            list if list.len() == pairs => Ok(list),
+            _ => Err(given.wrong(key, format!("a list of {pairs} numbers above 0"))),
+        };
+        let (short, long) = (divisors("short_factor")?, divisors("long_factor")?);
+        Ok(Self { scaling: Scaling::Long { short, long, trained }, attention_factor, ..self })
+    }
+
     /// One frequency for each pair, for a sequence of `extent` tokens.
     fn frequencies(&self, extent: usize) -> Vec<f64> {
         let dim = self.dim as f64;
@@ -130,13 +153,19 @@ impl Rotary {
             }
             _ => self.theta,
         };
-        let pairs = (0..self.dim / 2).map(|i| (i as f64, theta.powf(-2.0 * i as f64 / dim)));
-        pairs.map(|(i, plain)| self.scaled(i, plain)).collect()
+        let plain = (0..self.dim / 2).map(|i| theta.powf(-2.0 * i as f64 / dim));
+        match &self.scaling {
+            Scaling::Long { short, long, trained } => {
+                let divisors = if extent as f64 > *trained { long } else { short };
+                plain.zip(divisors).map(|(plain, divisor)| plain / divisor).collect()
+            }
+            _ => plain.enumerate().map(|(i, plain)| self.scaled(i as f64, plain)).collect(),
+        }
     }
 
     fn scaled(&self, pair: f64, plain: f64) -> f64 {
         match &self.scaling {
-            Scaling::Default | Scaling::Dynamic { .. } => plain,
+            Scaling::Default | Scaling::Dynamic { .. } | Scaling::Long { .. } => plain,
             Scaling::Linear { factor } => plain / factor,
             Scaling::Yarn { low, high, factor } => {
                 let stretched = ((pair - low) / (high - low)).clamp(0.0, 1.0);
@@ -181,6 +210,26 @@ impl Rotary {
             cos: Tensor::from_vec(cos, (n, half), &Device::Cpu)?,
             sin: Tensor::from_vec(sin, (n, half), &Device::Cpu)?,
         })
+    }
+}
+
+/// The field with the context that a model was trained with before it was stretched.
+const TRAINED: &str = "original_max_position_embeddings";
+
+/// What [`TRAINED`] says. A field beside the object counts for more than one in it.
+fn trained(c: &Config, given: &Config) -> Result<f64> {
+    let size = match (c.size_or_none(TRAINED)?, given.size_or_none(TRAINED)?) {
+        (Some(size), _) | (None, Some(size)) => size,
+        (None, None) => c.size("max_position_embeddings")?,
+    };
+    Ok(size as f64)
+}
+
+/// How far a context of `trained` tokens was stretched.
+fn factor_beyond(trained: f64, c: &Config, given: &Config) -> Result<f64> {
+    match given.get("factor") {
+        Some(_) => factor(given),
+        None => Ok(c.size("max_position_embeddings")? as f64 / trained),
     }
 }
 

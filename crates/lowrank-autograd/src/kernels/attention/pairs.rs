@@ -152,7 +152,13 @@ impl PackedGroup {
     }
 
     /// A block's query rows and the gradients of its output.
-    pub(super) fn block(&self, queries: Rows<'_>, dy: Rows<'_>, rows: usize, of: &Operands<'_>) -> PackedBlock {
+    pub(super) fn block(
+        &self,
+        queries: Rows<'_>,
+        dy: Rows<'_>,
+        rows: usize,
+        of: &Operands<'_>,
+    ) -> PackedBlock {
         let (dk, dv) = (of.shape.head_dim, of.shape.value_dim);
         let (queries, dy) = (queries.view(rows, dk), dy.view(rows, dv));
         let pack = |view, inner, columns, scale| right(self.pairs, view, inner, columns, scale);
@@ -166,7 +172,13 @@ impl PackedGroup {
     }
 
     /// `scores = keys·queriesᵀ` and `dp = values·dyᵀ`, `[keys, lanes]`.
-    pub(super) fn scores(&self, tile: &Tile, block: &PackedBlock, scores: &mut [f32], dp: &mut [f32]) {
+    pub(super) fn scores(
+        &self,
+        tile: &Tile,
+        block: &PackedBlock,
+        scores: &mut [f32],
+        dp: &mut [f32],
+    ) {
         let (keys, lanes, [dk, dv]) = (tile.keys.len(), tile.lanes(), block.dims);
         let [by_rows, _, values] = self.tile(tile);
         let multiply = |to, dim, factors| {

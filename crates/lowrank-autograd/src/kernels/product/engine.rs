@@ -2,9 +2,9 @@
 
 use std::sync::OnceLock;
 
+use super::super::simd::{Level, level};
 #[cfg(target_arch = "x86_64")]
 use super::amx;
-use super::super::simd::{Level, level};
 
 /// A set of tile kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

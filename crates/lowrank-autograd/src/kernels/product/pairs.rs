@@ -14,7 +14,9 @@ use super::{
 pub(crate) struct Pairs(Setting);
 
 /// This thread multiplies until it is dropped.
-pub(crate) struct Begun(#[expect(dead_code, reason = "dropped at the end")] Option<super::amx::Tiles>);
+pub(crate) struct Begun(
+    #[expect(dead_code, reason = "dropped at the end")] Option<super::amx::Tiles>,
+);
 
 impl Pairs {
     /// Those that this machine is fast at.
@@ -55,7 +57,11 @@ impl Pairs {
         for (panel, out) in out.chunks_mut(size).enumerate().take(lines.div_ceil(height)) {
             let first_line = panel * height;
             let lines = height.min(lines - first_line);
-            self.0.pack_left(&from.by_rows(), self.strip(first_line, lines, lines, inner, scale), out);
+            self.0.pack_left(
+                &from.by_rows(),
+                self.strip(first_line, lines, lines, inner, scale),
+                out,
+            );
         }
     }
 
@@ -71,7 +77,14 @@ impl Pairs {
         }
     }
 
-    fn strip(&self, first_line: usize, lines: usize, width: usize, len: usize, scale: f32) -> Strip {
+    fn strip(
+        &self,
+        first_line: usize,
+        lines: usize,
+        width: usize,
+        len: usize,
+        scale: f32,
+    ) -> Strip {
         Strip { first_line, lines, first: 0, len, width, lanes: self.0.lanes, scale }
     }
 

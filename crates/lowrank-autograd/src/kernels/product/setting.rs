@@ -25,7 +25,14 @@ pub(super) struct Setting {
 impl Setting {
     pub(super) fn of(engine: Engine, pairs: bool) -> Self {
         let f32s = Lanes::F32;
-        let set = |rows, width, lanes, whole, kernels| Self { engine, rows, width, lanes, whole, kernels };
+        let set = |rows, width, lanes, whole, kernels| Self {
+            engine,
+            rows,
+            width,
+            lanes,
+            whole,
+            kernels,
+        };
         match engine {
             Engine::Amx if pairs => set(amx::ROWS, 32, Lanes::Bf16Pairs, amx::STEPS, &AMX),
             Engine::Avx512Bf16 if pairs => set(14, 32, Lanes::Bf16Pairs, 1, &AVX512_BF16),
