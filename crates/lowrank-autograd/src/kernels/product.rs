@@ -17,9 +17,8 @@ mod engine;
 mod fallback;
 #[cfg(target_arch = "x86_64")]
 mod pack;
-#[cfg(target_arch = "x86_64")]
+#[cfg_attr(not(target_arch = "x86_64"), path = "product/no_pairs.rs")]
 mod pairs;
-#[cfg(target_arch = "x86_64")]
 mod scratch;
 #[cfg(target_arch = "x86_64")]
 mod setting;
@@ -29,9 +28,7 @@ mod tests;
 mod tile;
 
 use engine::Engine;
-#[cfg(target_arch = "x86_64")]
 pub(crate) use pairs::{Begun, Pairs};
-#[cfg(target_arch = "x86_64")]
 pub(crate) use scratch::Scratch;
 
 /// An f32 matrix in memory: elements and strides.

@@ -77,6 +77,16 @@ pub(crate) fn prefetch<T>(data: &[T], index: usize) {
     unsafe { _mm_prefetch::<_MM_HINT_T0>(data.as_ptr().wrapping_add(index).cast()) };
 }
 
+/// The same into the second-level cache, for what is read later.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+#[expect(unsafe_code, reason = "a prefetch takes a pointer")]
+pub(crate) fn prefetch_early<T>(data: &[T], index: usize) {
+    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+    // SAFETY: as above.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(data.as_ptr().wrapping_add(index).cast()) };
+}
+
 /// `eˣ` to within 2 units in the last place over the whole range, subnormal results included; NaN
 /// stays NaN. Argument reduction by Cody and Waite, then a polynomial.
 #[inline(always)]

@@ -107,7 +107,10 @@ impl Job<'_> {
         let panels = rows.div_ceil(setting.rows);
         let cuts = TASKS.div_ceil(strips.max(1)).min(panels.max(1));
         let per_cut = panels.div_ceil(cuts.max(1)).max(1);
-        let work = Work { of: self, setting, stretch, rows, left: &left, left_tail: &left_tail };
+        let woven = (parallel && self.lies_across(setting) && strips > 1)
+            .then(|| self.weave(setting, stretch, strips));
+        let (left, left_tail, right) = (&*left, &*left_tail, woven.as_deref());
+        let work = Work { of: self, setting, stretch, rows, left, left_tail, right };
         let task = |index: usize| {
             let (column, cut) = (index / cuts * setting.width, index % cuts);
             let panels = (cut * per_cut).min(panels)..((cut + 1) * per_cut).min(panels);
@@ -122,6 +125,35 @@ impl Job<'_> {
                 });
             }
         }
+    }
+
+    /// Whether a strip of the right factor would be read in short runs: a strip's width of each
+    /// step, as in the gradient of a linear layer's input.
+    fn lies_across(&self, setting: &Setting) -> bool {
+        self.b.line_stride == 1 && setting.lanes == Lanes::Bf16Pairs
+    }
+
+    /// Packs all strips of the right factor, in long runs; a [`gap`](panel) stands after each.
+    #[expect(unsafe_code, reason = "tasks write parts of one buffer")]
+    fn weave(&self, setting: &Setting, stretch: Stretch, strips: usize) -> Scratch {
+        let (steps, width) = (setting.steps(stretch.len), setting.width);
+        let panel = panel(steps, width);
+        let mut right = Scratch::take(strips * panel);
+        let to = Shared(right.as_mut_ptr().cast());
+        let per_task = steps.div_ceil(TASKS).clamp(8, 64);
+        (0..steps.div_ceil(per_task)).into_par_iter().for_each(|task| {
+            let first = task * per_task;
+            let len = per_task.min(steps - first) * width;
+            let mut panels: Vec<&mut [u32]> = (0..strips)
+                // SAFETY: the buffer holds all panels, of which each task has steps of its own.
+                .map(|i| unsafe {
+                    let start = to.at(i * panel + first * width).cast();
+                    std::slice::from_raw_parts_mut(start, len)
+                })
+                .collect();
+            setting.weave(&self.b, stretch.first, first, stretch.len, &mut panels);
+        });
+        right
     }
 
     /// Packs one side of the tails, one after another.
@@ -145,6 +177,12 @@ impl Job<'_> {
     }
 }
 
+/// Lanes from one woven panel to the next: not a multiple of a page, so that the panels' same steps
+/// don't all want the same lines of a cache.
+fn panel(steps: usize, width: usize) -> usize {
+    steps * width + 32
+}
+
 fn strip(
     setting: &Setting,
     stretch: Stretch,
@@ -165,6 +203,8 @@ struct Work<'a> {
     rows: usize,
     left: &'a [u32],
     left_tail: &'a [u32],
+    /// The right factor, where it was packed as a whole.
+    right: Option<&'a [u32]>,
 }
 
 impl Work<'_> {
@@ -181,11 +221,17 @@ impl Work<'_> {
         let (setting, stretch) = (self.setting, self.stretch);
         let (width, columns) = (setting.width, setting.width.min(self.of.b.lines - column));
         let steps = setting.steps(stretch.len);
-        let mut right = Scratch::take(width * steps);
+        let mut packed = Scratch::take(if self.right.is_some() { 0 } else { width * steps });
+        let right = match self.right {
+            Some(right) => &right[column / width * panel(steps, width)..],
+            None => {
+                let own = strip(setting, stretch, column, columns, width, 1.0);
+                setting.pack(&self.of.b, own, &mut packed);
+                packed[own.steps() * width..].fill(0);
+                &packed
+            }
+        };
         let mut right_tail = Scratch::take(width * stretch.tail);
-        let own = strip(setting, stretch, column, columns, width, 1.0);
-        setting.pack(&self.of.b, own, &mut right);
-        right[own.steps() * width..].fill(0);
         if stretch.tail > 0 {
             self.of.pack_tails(setting, |(_, b)| b, column, columns, width, &mut right_tail);
         }

@@ -2,7 +2,7 @@
 //! way to what the kernel multiplies.
 
 use super::{
-    super::simd::{prefetch, vectorized},
+    super::simd::{prefetch, prefetch_early, vectorized},
     element::{Element, Lines},
     engine::Engine,
 };
@@ -11,9 +11,7 @@ use super::{
 const BLOCK: usize = 16;
 /// How many steps ahead memory is asked for where steps lie far from each other: as long as it
 /// takes to come.
-const AHEAD: usize = 128;
-/// The same where lines do, in blocks of steps.
-const BLOCKS_AHEAD: usize = 8;
+const AHEAD: usize = 32;
 
 /// What a lane of a panel holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +81,8 @@ vectorized! {
                 let mut block = Block([[0; BLOCK]; BLOCK]);
                 for (i, to) in block.0.iter_mut().enumerate().take(there) {
                     let at = (strip.first_line + line + i) * from.line_stride + strip.first + start;
-                    prefetch(from.data, at + BLOCKS_AHEAD * per_block);
+                    // The next lines' block of these steps: it takes that long to come.
+                    prefetch_early(from.data, at + BLOCK * from.line_stride);
                     let source = from.data.get(at..at + len).unwrap_or_default();
                     fill(source, lanes, strip.scale, to);
                 }
@@ -175,27 +174,39 @@ vectorized! {
     }
 }
 
+/// Steps lie contiguous, and two of them are woven into one.
+fn across_lines_in_pairs<T: Element>(from: Lines<'_, T>, strip: Strip, out: &mut [u32]) {
+    weave_panels(from, strip, &mut [out]);
+}
+
 vectorized! {
-    /// Steps lie contiguous, and two of them are woven into one.
-    fn across_lines_in_pairs[T: Element](from: Lines<'_, T>, strip: Strip, out: &mut [u32]) {
+    /// Weaves the steps of a strip, each contiguous over all its lines, into panels of its width
+    /// side by side: what is read lies in long runs. Panels are filled with zeros.
+    pub(super) fn weave_panels[T: Element](
+        from: Lines<'_, T>, strip: Strip, panels: &mut [&mut [u32]],
+    ) {
+        let Strip { first_line, lines, first, len, width, scale, .. } = strip;
+        let steps = panels.first().map_or(0, |panel| panel.len() / width);
         let mut halves = [[0_u16; 32]; 2];
-        for (step, to) in out.chunks_exact_mut(strip.width).enumerate() {
+        for step in 0..steps {
             let source = |i: usize| {
-                let there = 2 * step + i < strip.len;
-                let at = (strip.first + 2 * step + i) * from.step_stride + strip.first_line;
-                prefetch(from.data, at + AHEAD * from.step_stride);
-                let whole = from.data.get(at..at + strip.lines).filter(|_| there);
-                whole.unwrap_or_default()
+                let there = 2 * step + i < len;
+                let at = (first + 2 * step + i) * from.step_stride + first_line;
+                for line in (0..lines).step_by(64 / size_of::<T>()) {
+                    prefetch(from.data, at + AHEAD * from.step_stride + line);
+                }
+                from.data.get(at..at + lines).filter(|_| there).unwrap_or_default()
             };
             let sources = [source(0), source(1)];
-            for (chunk, to) in to.chunks_mut(32).enumerate() {
+            let to = panels.iter_mut().flat_map(|panel| panel[step * width..][..width].chunks_mut(32));
+            for (chunk, to) in to.enumerate() {
                 for (half, source) in halves.iter_mut().zip(sources) {
                     let rest = source.get(32 * chunk..).unwrap_or_default();
                     match rest.first_chunk::<32>() {
-                        Some(from) => T::narrow(from, strip.scale, half),
+                        Some(from) => T::narrow(from, scale, half),
                         None => {
                             *half = [0; 32];
-                            T::narrow(rest, strip.scale, half);
+                            T::narrow(rest, scale, half);
                         }
                     }
                 }

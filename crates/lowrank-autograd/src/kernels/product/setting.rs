@@ -63,6 +63,33 @@ impl Setting {
         }
     }
 
+    /// Packs all lines of `from` into panels side by side, which hold the steps from number `step`
+    /// of a stretch on, `len` elements from `first`.
+    pub(super) fn weave(
+        &self,
+        from: &Factor<'_>,
+        first: usize,
+        step: usize,
+        len: usize,
+        panels: &mut [&mut [u32]],
+    ) {
+        let skipped = step * self.lanes.per_step();
+        let strip = Strip {
+            first_line: 0,
+            lines: from.lines,
+            first: first + skipped,
+            len: len.saturating_sub(skipped),
+            width: self.width,
+            lanes: self.lanes,
+            scale: 1.0,
+        };
+        match from.elements {
+            Elements::F32(data) => pack::weave_panels(from.lines_of(data), strip, panels),
+            Elements::Bf16(data) => pack::weave_panels(from.lines_of(data), strip, panels),
+            Elements::F16(data) => pack::weave_panels(from.lines_of(data), strip, panels),
+        }
+    }
+
     /// Packs a part of `from` into `out`.
     pub(super) fn pack(&self, from: &Factor<'_>, strip: Strip, out: &mut [u32]) {
         match from.elements {
