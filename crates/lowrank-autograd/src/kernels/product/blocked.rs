@@ -107,8 +107,8 @@ impl Job<'_> {
         let panels = rows.div_ceil(setting.rows);
         let cuts = TASKS.div_ceil(strips.max(1)).min(panels.max(1));
         let per_cut = panels.div_ceil(cuts.max(1)).max(1);
-        let woven = (parallel && self.lies_across(setting) && strips > 1)
-            .then(|| self.weave(setting, stretch, strips));
+        let woven = (parallel && self.b.line_stride == 1 && strips > 1)
+            .then(|| self.pack_across(setting, stretch, strips));
         let (left, left_tail, right) = (&*left, &*left_tail, woven.as_deref());
         let work = Work { of: self, setting, stretch, rows, left, left_tail, right };
         let task = |index: usize| {
@@ -127,15 +127,11 @@ impl Job<'_> {
         }
     }
 
-    /// Whether a strip of the right factor would be read in short runs: a strip's width of each
-    /// step, as in the gradient of a linear layer's input.
-    fn lies_across(&self, setting: &Setting) -> bool {
-        self.b.line_stride == 1 && setting.lanes == Lanes::Bf16Pairs
-    }
-
-    /// Packs all strips of the right factor, in long runs; a [`gap`](panel) stands after each.
+    /// Packs all strips of a right factor whose steps lie contiguous over all lines, as in the
+    /// gradient of a linear layer's input: strip by strip, it would be read in short runs. The
+    /// strips lie a [`panel`] apart.
     #[expect(unsafe_code, reason = "tasks write parts of one buffer")]
-    fn weave(&self, setting: &Setting, stretch: Stretch, strips: usize) -> Scratch {
+    fn pack_across(&self, setting: &Setting, stretch: Stretch, strips: usize) -> Scratch {
         let (steps, width) = (setting.steps(stretch.len), setting.width);
         let panel = panel(steps, width);
         let mut right = Scratch::take(strips * panel);
@@ -151,7 +147,7 @@ impl Job<'_> {
                     std::slice::from_raw_parts_mut(start, len)
                 })
                 .collect();
-            setting.weave(&self.b, stretch.first, first, stretch.len, &mut panels);
+            setting.pack_across(&self.b, stretch.first, first, stretch.len, &mut panels);
         });
         right
     }

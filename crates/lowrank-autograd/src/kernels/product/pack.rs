@@ -59,8 +59,7 @@ pub(crate) fn pack<T: Element>(engine: Engine, from: Lines<'_, T>, strip: Strip,
     let out = &mut out[..strip.steps() * strip.width];
     match (from.step_stride, from.line_stride, strip.lanes) {
         (1, _, lanes) => along_lines(engine, from, strip, lanes, out),
-        (_, 1, Lanes::F32) => across_lines(from, strip, out),
-        (_, 1, Lanes::Bf16Pairs) => across_lines_in_pairs(from, strip, out),
+        (_, 1, _) => across(from, strip, &mut [out]),
         _ => one_by_one(from, strip, out),
     }
 }
@@ -149,64 +148,72 @@ fn transpose(engine: Engine, block: &Block, out: &mut [u32], stride: usize, widt
     }
 }
 
+/// Packs a strip whose steps lie contiguous over all its lines into panels of its width side by
+/// side: what is read lies in long runs. Panels are filled up with zeros.
+pub(super) fn across<T: Element>(from: Lines<'_, T>, strip: Strip, panels: &mut [&mut [u32]]) {
+    match strip.lanes {
+        Lanes::F32 => copy_steps(from, strip, panels),
+        Lanes::Bf16Pairs => weave_steps(from, strip, panels),
+    }
+}
+
+/// A strip's elements of one step, none beyond its end; those of a later step are asked for.
+#[inline(always)]
+fn elements<'a, T: Element>(from: Lines<'a, T>, strip: &Strip, step: usize) -> &'a [T] {
+    let at = (strip.first + step) * from.step_stride + strip.first_line;
+    for line in (0..strip.lines).step_by(64 / size_of::<T>()) {
+        prefetch(from.data, at + AHEAD * from.step_stride + line);
+    }
+    from.data.get(at..at + strip.lines).filter(|_| step < strip.len).unwrap_or_default()
+}
+
+/// Each panel's lanes of one step, 32 at a time.
+#[inline(always)]
+fn chunks<'a>(
+    panels: &'a mut [&mut [u32]],
+    step: usize,
+    width: usize,
+) -> impl Iterator<Item = &'a mut [u32]> {
+    panels.iter_mut().flat_map(move |panel| panel[step * width..][..width].chunks_mut(32))
+}
+
 vectorized! {
-    /// Steps lie contiguous: each is copied.
-    fn across_lines[T: Element](from: Lines<'_, T>, strip: Strip, out: &mut [u32]) {
+    /// Each step is copied.
+    fn copy_steps[T: Element](from: Lines<'_, T>, strip: Strip, panels: &mut [&mut [u32]]) {
+        let steps = panels.first().map_or(0, |panel| panel.len() / strip.width);
         let mut wide = [0.0; 32];
-        for (step, to) in out.chunks_exact_mut(strip.width).enumerate() {
-            let at = (strip.first + step) * from.step_stride + strip.first_line;
-            for line in (0..strip.lines).step_by(64 / size_of::<T>()) {
-                prefetch(from.data, at + AHEAD * from.step_stride + line);
-            }
-            let source = from.data.get(at..at + strip.lines).unwrap_or_default();
-            for (to, from) in to.chunks_mut(32).zip(source.chunks(32)) {
-                match from.first_chunk::<32>() {
+        for step in 0..steps {
+            let source = elements(from, &strip, step);
+            for (chunk, to) in chunks(panels, step, strip.width).enumerate() {
+                let rest = source.get(32 * chunk..).unwrap_or_default();
+                match rest.first_chunk::<32>() {
                     Some(from) => T::widen(from, strip.scale, &mut wide),
                     None => {
                         wide = [0.0; 32];
-                        T::widen(from, strip.scale, &mut wide);
+                        T::widen(rest, strip.scale, &mut wide);
                     }
                 }
                 to.iter_mut().zip(&wide).for_each(|(to, v)| *to = v.to_bits());
             }
-            to.get_mut(strip.lines..).unwrap_or_default().fill(0);
         }
     }
 }
 
-/// Steps lie contiguous, and two of them are woven into one.
-fn across_lines_in_pairs<T: Element>(from: Lines<'_, T>, strip: Strip, out: &mut [u32]) {
-    weave_panels(from, strip, &mut [out]);
-}
-
 vectorized! {
-    /// Weaves the steps of a strip, each contiguous over all its lines, into panels of its width
-    /// side by side: what is read lies in long runs. Panels are filled with zeros.
-    pub(super) fn weave_panels[T: Element](
-        from: Lines<'_, T>, strip: Strip, panels: &mut [&mut [u32]],
-    ) {
-        let Strip { first_line, lines, first, len, width, scale, .. } = strip;
-        let steps = panels.first().map_or(0, |panel| panel.len() / width);
+    /// Two steps are woven into one.
+    fn weave_steps[T: Element](from: Lines<'_, T>, strip: Strip, panels: &mut [&mut [u32]]) {
+        let steps = panels.first().map_or(0, |panel| panel.len() / strip.width);
         let mut halves = [[0_u16; 32]; 2];
         for step in 0..steps {
-            let source = |i: usize| {
-                let there = 2 * step + i < len;
-                let at = (first + 2 * step + i) * from.step_stride + first_line;
-                for line in (0..lines).step_by(64 / size_of::<T>()) {
-                    prefetch(from.data, at + AHEAD * from.step_stride + line);
-                }
-                from.data.get(at..at + lines).filter(|_| there).unwrap_or_default()
-            };
-            let sources = [source(0), source(1)];
-            let to = panels.iter_mut().flat_map(|panel| panel[step * width..][..width].chunks_mut(32));
-            for (chunk, to) in to.enumerate() {
+            let sources = [0, 1].map(|i| elements(from, &strip, 2 * step + i));
+            for (chunk, to) in chunks(panels, step, strip.width).enumerate() {
                 for (half, source) in halves.iter_mut().zip(sources) {
                     let rest = source.get(32 * chunk..).unwrap_or_default();
                     match rest.first_chunk::<32>() {
-                        Some(from) => T::narrow(from, scale, half),
+                        Some(from) => T::narrow(from, strip.scale, half),
                         None => {
                             *half = [0; 32];
-                            T::narrow(rest, scale, half);
+                            T::narrow(rest, strip.scale, half);
                         }
                     }
                 }

@@ -65,7 +65,7 @@ impl Setting {
 
     /// Packs all lines of `from` into panels side by side, which hold the steps from number `step`
     /// of a stretch on, `len` elements from `first`.
-    pub(super) fn weave(
+    pub(super) fn pack_across(
         &self,
         from: &Factor<'_>,
         first: usize,
@@ -84,9 +84,9 @@ impl Setting {
             scale: 1.0,
         };
         match from.elements {
-            Elements::F32(data) => pack::weave_panels(from.lines_of(data), strip, panels),
-            Elements::Bf16(data) => pack::weave_panels(from.lines_of(data), strip, panels),
-            Elements::F16(data) => pack::weave_panels(from.lines_of(data), strip, panels),
+            Elements::F32(data) => pack::across(from.lines_of(data), strip, panels),
+            Elements::Bf16(data) => pack::across(from.lines_of(data), strip, panels),
+            Elements::F16(data) => pack::across(from.lines_of(data), strip, panels),
         }
     }
 
