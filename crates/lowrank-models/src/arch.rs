@@ -16,6 +16,7 @@ mod gpt2;
 mod layoutlm;
 mod llama;
 mod mistral;
+mod mixtral;
 mod mt5;
 mod phi3;
 mod qwen2;
@@ -39,6 +40,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     layoutlm::ENTRY,
     llama::ENTRY,
     mistral::ENTRY,
+    mixtral::ENTRY,
     mt5::ENTRY,
     phi3::ENTRY,
     qwen2::ENTRY,
