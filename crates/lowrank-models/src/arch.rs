@@ -20,7 +20,9 @@ mod mixtral;
 mod mt5;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_moe;
 mod roberta;
 mod stablelm;
 mod t5;
@@ -44,7 +46,9 @@ pub const ARCHITECTURES: &[Architecture] = &[
     mt5::ENTRY,
     phi3::ENTRY,
     qwen2::ENTRY,
+    qwen2_moe::ENTRY,
     qwen3::ENTRY,
+    qwen3_moe::ENTRY,
     roberta::ENTRY,
     stablelm::ENTRY,
     t5::ENTRY,
