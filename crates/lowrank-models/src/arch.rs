@@ -6,6 +6,7 @@ use crate::{Builder, Config, Error, Head, Network, Result, Task};
 
 mod bert;
 mod chatglm;
+mod deepseek_v3;
 mod electra;
 mod gemma;
 mod gemma2;
@@ -32,6 +33,7 @@ mod xlm_roberta;
 pub const ARCHITECTURES: &[Architecture] = &[
     bert::ENTRY,
     chatglm::ENTRY,
+    deepseek_v3::ENTRY,
     electra::ENTRY,
     gemma::ENTRY,
     gemma2::ENTRY,

@@ -10,6 +10,7 @@ pub mod experts;
 pub mod feed_forward;
 pub mod fused_attention;
 pub mod head_norm;
+pub mod latent_attention;
 pub mod layer_types;
 pub mod mlp;
 pub mod multi_head;
