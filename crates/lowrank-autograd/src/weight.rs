@@ -74,8 +74,14 @@ pub struct Weight {
 
 #[derive(Clone)]
 enum Storage {
-    Mapped { file: Arc<MappedFile>, start: usize, dtype: DType },
+    Mapped {
+        file: Arc<MappedFile>,
+        start: usize,
+        dtype: DType,
+    },
     Tensor(Tensor),
+    /// Matrices of one shape and dtype, one below another.
+    Stack(Arc<[Weight]>),
 }
 
 /// A weight's elements in the dtype in which they lie.
@@ -151,6 +157,34 @@ impl Weight {
         Ok(Self { storage: Storage::Tensor(tensor.contiguous()?), shape, transposed: false })
     }
 
+    /// Matrices of one shape and dtype, wherever each of them lies, as one tensor of `shape`, whose
+    /// rows are theirs one below another.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when they differ, or don't make up that shape; [`Error::Dtype`] when their
+    /// dtypes differ.
+    pub fn stacked(parts: Vec<Self>, shape: &[usize]) -> Result<Self> {
+        const OP: &str = "stacked";
+        let (dims, dtype) = parts.first().map(|p| (p.shape.clone(), p.dtype())).unzip();
+        let fits = |part: &&Self| {
+            part.shape.len() == 2 && !part.transposed && shape.last() == part.shape.last()
+        };
+        let alike = |part: &&Self| Some(&part.shape) == dims.as_ref() && fits(part);
+        let elements: usize = parts.iter().map(Self::elem_count).sum();
+        if !parts.iter().all(|p| alike(&p)) || elements != shape.iter().product::<usize>() {
+            let must_be = format!("matrices of one shape that make up {shape:?}");
+            let found = parts.iter().find(|p| !alike(p)).or(parts.first());
+            let found = found.map(|p| p.shape.clone()).unwrap_or_default();
+            return Err(Error::Shape { op: OP, what: "a part", found, must_be });
+        }
+        if let Some(other) = parts.iter().map(Self::dtype).find(|d| Some(*d) != dtype) {
+            let must_be = "the dtype of the other parts";
+            return Err(Error::Dtype { op: OP, what: "a part", found: other, must_be });
+        }
+        let storage = Storage::Stack(parts.into());
+        Ok(Self { storage, shape: shape.to_vec(), transposed: false })
+    }
+
     /// The same numbers in `dtype`, in memory of their own; what was mapped needn't stay there.
     ///
     /// # Errors
@@ -158,6 +192,10 @@ impl Weight {
     pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
         if self.dtype() == dtype {
             return Ok(self.clone());
+        }
+        if let Storage::Stack(parts) = &self.storage {
+            let parts = parts.iter().map(|p| p.to_dtype(dtype)).collect::<Result<_>>()?;
+            return Self::stacked(parts, &self.shape);
         }
         let shape = self.stored_shape();
         let narrowed = self.with_elements(|elements| match (elements, dtype) {
@@ -183,30 +221,50 @@ impl Weight {
         self
     }
 
-    /// The rows of `range` of a matrix that lies row by row, over the same memory.
+    /// The rows of `range` of a matrix that lies row by row, over the same memory. Rows of a tensor
+    /// with more dimensions are counted through.
     ///
     /// # Errors
-    /// [`Error::Shape`] when they don't lie so, or aren't all there.
+    /// [`Error::Shape`] when they don't lie so, aren't all there, or begin or end inside several
+    /// parts of a stack.
     pub fn rows(&self, range: Range<usize>) -> Result<Self> {
-        let shape = match *self.shape.as_slice() {
-            [rows, columns]
-                if !self.transposed && range.start <= range.end && range.end <= rows =>
-            {
-                vec![range.len(), columns]
-            }
-            _ => {
-                let must_be = format!("a matrix that has rows {range:?} in order of memory");
-                let (what, found) = ("the weight", self.shape.clone());
-                return Err(Error::Shape { op: "rows", what, found, must_be });
-            }
+        let wrong = || {
+            let must_be = format!("a matrix that has rows {range:?} in order of memory");
+            let (what, found) = ("the weight", self.shape.clone());
+            Error::Shape { op: "rows", what, found, must_be }
         };
+        let (rows, columns) = match self.shape.as_slice() {
+            [leading @ .., columns] if !leading.is_empty() => {
+                (leading.iter().product::<usize>(), *columns)
+            }
+            _ => return Err(wrong()),
+        };
+        if self.transposed || range.start > range.end || range.end > rows {
+            return Err(wrong());
+        }
+        let shape = vec![range.len(), columns];
         let storage = match &self.storage {
             Storage::Mapped { file, start, dtype } => {
-                let columns = shape.get(1).copied().unwrap_or_default();
                 let start = start + range.start * columns * dtype.size_in_bytes();
                 Storage::Mapped { file: Arc::clone(file), start, dtype: *dtype }
             }
-            Storage::Tensor(t) => Storage::Tensor(t.narrow(0, range.start, range.len())?),
+            Storage::Tensor(t) => {
+                Storage::Tensor(t.reshape((rows, columns))?.narrow(0, range.start, range.len())?)
+            }
+            Storage::Stack(parts) => {
+                let height = (rows / parts.len().max(1)).max(1);
+                let (first, within) = (range.start / height, range.start % height);
+                if within + range.len() <= height {
+                    let part = parts.get(first).ok_or_else(wrong)?;
+                    return part.rows(within..within + range.len());
+                }
+                if within != 0 || !range.len().is_multiple_of(height) {
+                    return Err(wrong());
+                }
+                let last = first + range.len() / height;
+                let parts = parts.get(first..last).ok_or_else(wrong)?;
+                Storage::Stack(parts.into())
+            }
         };
         Ok(Self { storage, shape, transposed: false })
     }
@@ -231,6 +289,7 @@ impl Weight {
         match &self.storage {
             Storage::Mapped { dtype, .. } => *dtype,
             Storage::Tensor(t) => t.dtype(),
+            Storage::Stack(parts) => parts.first().map_or(DType::F32, Self::dtype),
         }
     }
 
@@ -249,9 +308,10 @@ impl Weight {
         Ok(Matrix { rows, columns, row_stride, column_stride })
     }
 
-    /// Calls `f` with the elements in memory order.
+    /// Calls `f` with the elements in memory order; those of a stack are copied for it.
     pub(crate) fn with_elements<R>(&self, f: impl FnOnce(Elements<'_>) -> R) -> Result<R> {
         match &self.storage {
+            Storage::Stack(_) => Self::from_tensor(&self.as_stored()?)?.with_elements(f),
             Storage::Mapped { file, start, dtype } => {
                 let end = start + self.elem_count() * dtype.size_in_bytes();
                 let bytes = file.bytes().get(*start..end).unwrap_or_default();
@@ -301,6 +361,11 @@ impl Weight {
     fn as_stored(&self) -> Result<Tensor> {
         match &self.storage {
             Storage::Tensor(t) => Ok(t.clone()),
+            Storage::Stack(parts) => {
+                let parts: Vec<Tensor> =
+                    parts.iter().map(Self::as_stored).collect::<Result<_>>()?;
+                Ok(Tensor::cat(&parts, 0)?.reshape(self.shape.as_slice())?)
+            }
             Storage::Mapped { file, start, dtype } => {
                 let end = start + self.elem_count() * dtype.size_in_bytes();
                 let bytes = file.bytes().get(*start..end).unwrap_or_default();
@@ -322,6 +387,18 @@ pub(crate) struct Matrix {
     pub(crate) columns: usize,
     pub(crate) row_stride: usize,
     pub(crate) column_stride: usize,
+}
+
+impl Matrix {
+    /// The transpose, over the same memory.
+    pub(crate) fn transposed(self) -> Self {
+        Self {
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+        }
+    }
 }
 
 /// Marker for the element types whose every bit pattern is a value.

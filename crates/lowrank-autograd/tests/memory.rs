@@ -13,7 +13,7 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 use lowrank_autograd::{
     Gradients, Parameter, Result, Value, Weight,
-    ops::{self, Activation, AttentionShape, LowRank, Matrix, Span},
+    ops::{self, Activation, AttentionShape, LowRank, LowRankStack, Matrix, Span, Stack},
     recompute,
 };
 
@@ -114,6 +114,28 @@ fn a_linear_layer_saves_its_input_for_a_and_the_low_rank_product_for_b() {
         assert_eq!(adapted(false, false, true), 1, "B: h");
         assert_eq!(adapted(true, true, false), 8, "A: x");
         assert_eq!(adapted(true, true, true), 9, "both");
+    });
+}
+
+#[test]
+fn experts_save_what_a_linear_layer_does() {
+    alone(|| {
+        let weight = Weight::from_tensor(
+            &Tensor::ones((2, D, D), DType::F32, &Device::Cpu).expect("a tensor"),
+        );
+        let weight = weight.expect("a weight");
+        let groups = [0..N / 4, N / 4..N].into();
+        let run = |train_a: bool, train_b: bool| {
+            let (a, b) = (parameter(&[2 * R, D]), parameter(&[D, R * 2]));
+            saved(true, |x| {
+                let (a, b) = (a.value(train_a), b.value(train_b));
+                let terms = vec![LowRankStack { a, b, scale: 1.0 }];
+                ops::grouped_linear(&x, &groups, Stack::Frozen(&weight), &(0..D), terms)
+            })
+        };
+        assert_eq!(run(false, false), 0, "only something below trains");
+        assert_eq!(run(false, true), 1, "B: h");
+        assert_eq!(run(true, false), 8, "A: x");
     });
 }
 

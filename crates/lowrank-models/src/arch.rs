@@ -6,6 +6,7 @@ use crate::{Builder, Config, Error, Head, Network, Result, Task};
 
 mod bert;
 mod chatglm;
+mod deepseek_v3;
 mod electra;
 mod gemma;
 mod gemma2;
@@ -16,10 +17,13 @@ mod gpt2;
 mod layoutlm;
 mod llama;
 mod mistral;
+mod mixtral;
 mod mt5;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_moe;
 mod roberta;
 mod stablelm;
 mod t5;
@@ -29,6 +33,7 @@ mod xlm_roberta;
 pub const ARCHITECTURES: &[Architecture] = &[
     bert::ENTRY,
     chatglm::ENTRY,
+    deepseek_v3::ENTRY,
     electra::ENTRY,
     gemma::ENTRY,
     gemma2::ENTRY,
@@ -39,10 +44,13 @@ pub const ARCHITECTURES: &[Architecture] = &[
     layoutlm::ENTRY,
     llama::ENTRY,
     mistral::ENTRY,
+    mixtral::ENTRY,
     mt5::ENTRY,
     phi3::ENTRY,
     qwen2::ENTRY,
+    qwen2_moe::ENTRY,
     qwen3::ENTRY,
+    qwen3_moe::ENTRY,
     roberta::ENTRY,
     stablelm::ENTRY,
     t5::ENTRY,

@@ -17,6 +17,8 @@ use lowrank_peft::{
 
 use crate::{Architecture, Error, Result, Task, Weights};
 
+mod experts;
+
 /// Where a fresh head's weights come from: normal with this deviation, transformers'
 /// `initializer_range`.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +59,8 @@ impl NormShape {
 pub struct Builder {
     shared: Rc<Shared>,
     path: String,
+    /// The same place as files call it, where they call it something else.
+    filed: Option<String>,
 }
 
 #[derive(Debug)]
@@ -95,12 +99,18 @@ impl Builder {
         let (prefixes, base) = (architecture.prefixes, architecture.base_for(task));
         let state = RefCell::default();
         let shared = Shared { weights, prefixes, base, fresh, dtype, state };
-        Self { shared: Rc::new(shared), path: String::new() }
+        Self { shared: Rc::new(shared), path: String::new(), filed: None }
     }
 
     /// The place `name` below this one; an empty name is this place itself.
     pub fn at(&self, name: &str) -> Self {
-        Self { shared: Rc::clone(&self.shared), path: self.join(name) }
+        let filed = self.filed.as_ref().map(|filed| joined(filed, name));
+        Self { shared: Rc::clone(&self.shared), path: self.join(name), filed }
+    }
+
+    /// The place `name` below this one, which files call `filed`.
+    pub fn at_filed(&self, name: &str, filed: &str) -> Self {
+        Self { filed: Some(self.join(filed)), ..self.at(name) }
     }
 
     /// The place of the `index`-th block of a list.
@@ -114,11 +124,7 @@ impl Builder {
     }
 
     fn join(&self, name: &str) -> String {
-        match (self.path.as_str(), name) {
-            ("", _) => name.to_owned(),
-            (_, "") => self.path.clone(),
-            (path, _) => format!("{path}.{name}"),
-        }
+        joined(&self.path, name)
     }
 
     /// A linear layer, `[out, input]`.
@@ -227,7 +233,7 @@ impl Builder {
     fn fresh_vector(&self, name: String, len: usize, value: f32) -> Result<BaseTensor> {
         let data = Tensor::full(value, len, &Device::Cpu)?;
         self.built().fresh.push(name.clone());
-        Ok(BaseTensor::vector(name, &Weight::from_tensor(&data)?)?)
+        Ok(BaseTensor::widened(name, &Weight::from_tensor(&data)?)?)
     }
 
     /// A vector that nothing here reads and the model's own code wants: where the file has it, it is
@@ -326,7 +332,7 @@ impl Builder {
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<BaseTensor> {
-        Ok(BaseTensor::vector(name, &self.tensor(name, &[len])?)?)
+        Ok(BaseTensor::widened(name, &self.tensor(name, &[len])?)?)
     }
 
     fn tensor(&self, full: &str, shape: &[usize]) -> Result<Weight> {
@@ -345,6 +351,12 @@ impl Builder {
         }
     }
 
+    /// The name under which files have a tensor of this place, if it isn't the model's own.
+    fn filed_name(&self, full: &str) -> Option<String> {
+        let rest = full.strip_prefix(&self.path)?;
+        Some(format!("{}{rest}", self.filed.as_ref()?))
+    }
+
     fn find(&self, full: &str) -> Option<String> {
         self.spellings(full).into_iter().find(|name| self.shared.weights.has(name))
     }
@@ -352,6 +364,12 @@ impl Builder {
     /// The names under which files keep a tensor: its own, with or without the base model's
     /// prefix, and the old names of LayerNorm's parameters.
     fn spellings(&self, full: &str) -> Vec<String> {
+        let mut names = self.spellings_of(full);
+        names.extend(self.filed_name(full).iter().flat_map(|filed| self.spellings_of(filed)));
+        names
+    }
+
+    fn spellings_of(&self, full: &str) -> Vec<String> {
         let mut names = vec![full.to_owned()];
         for prefix in self.shared.prefixes {
             let bare = full.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('.'));
@@ -378,6 +396,14 @@ impl Builder {
         let unused = self.shared.weights.names().filter(|n| !built.used.contains(*n));
         let unused = unused.map(str::to_owned).collect();
         (built, unused)
+    }
+}
+
+fn joined(path: &str, name: &str) -> String {
+    match (path, name) {
+        ("", _) => name.to_owned(),
+        (_, "") => path.to_owned(),
+        _ => format!("{path}.{name}"),
     }
 }
 

@@ -224,6 +224,17 @@ impl Config {
         words.map(Some).ok_or_else(|| self.wrong(key, "a list of strings"))
     }
 
+    /// A list of places, counted from 0; an absent one is empty.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn places(&self, key: &str) -> Result<Vec<usize>> {
+        let Some(value) = self.get(key) else { return Ok(Vec::new()) };
+        let place = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok());
+        let places = value.as_array().and_then(|list| list.iter().map(place).collect());
+        places.ok_or_else(|| self.wrong(key, "a list of whole numbers"))
+    }
+
     /// An object inside this one.
     ///
     /// # Errors

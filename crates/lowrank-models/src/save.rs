@@ -6,7 +6,7 @@
 //! in memory twice and the caller decides what makes files durable.
 
 use candle_core::{DType, Tensor};
-use lowrank_peft::{BaseTensor, layers::Linear};
+use lowrank_peft::{BaseTensor, Stored, layers::Linear};
 use serde_json::{Map, Value, json};
 
 use crate::{Config, Error, Head, Model, Result, Task};
@@ -30,47 +30,48 @@ impl Default for SaveOptions {
 #[derive(Debug)]
 pub struct Saved<'a> {
     model: &'a Model,
-    shards: Vec<Shard<'a>>,
+    shards: Vec<Shard>,
 }
 
 /// One weight file.
 #[derive(Debug)]
-pub struct Shard<'a> {
+pub struct Shard {
     /// Its name in the folder.
     pub file_name: String,
-    entries: Vec<Entry<'a>>,
+    entries: Vec<Entry>,
 }
 
 #[derive(Clone, Debug)]
-struct Entry<'a> {
-    name: String,
-    tensor: &'a BaseTensor,
+struct Entry {
+    tensor: Stored,
     dtype: DType,
 }
 
-impl<'a> Entry<'a> {
-    fn new(name: &str, tensor: &'a BaseTensor, options: &SaveOptions) -> Result<Self> {
-        let dtype = options.dtype.unwrap_or(tensor.saved_dtype());
+impl Entry {
+    fn new(tensor: Stored, options: &SaveOptions) -> Result<Self> {
+        let dtype = options.dtype.unwrap_or(tensor.dtype);
         name_of(dtype)?;
-        Ok(Self { name: name.to_owned(), tensor, dtype })
+        Ok(Self { tensor, dtype })
     }
 
-    /// As in the file: a Conv1D's weight is `[in, out]` there.
-    fn shape(&self) -> Vec<usize> {
-        let weight = self.tensor.weight();
-        let mut shape = weight.dims().to_vec();
-        if weight.is_transposed() {
-            shape.reverse();
-        }
-        shape
+    fn all_of(tensor: &BaseTensor, options: &SaveOptions) -> Result<Vec<Self>> {
+        tensor.stored()?.into_iter().map(|part| Self::new(part, options)).collect()
+    }
+
+    fn named(self, name: &str) -> Self {
+        Self { tensor: Stored { name: name.to_owned(), ..self.tensor }, ..self }
+    }
+
+    fn elements(&self) -> u64 {
+        self.tensor.weight.elem_count() as u64
     }
 
     fn size(&self) -> u64 {
-        self.tensor.weight().elem_count() as u64 * self.dtype.size_in_bytes() as u64
+        self.elements() * self.dtype.size_in_bytes() as u64
     }
 
     fn bytes(&self) -> Result<Vec<u8>> {
-        let tensor = self.tensor.to_saved()?.to_dtype(self.dtype)?;
+        let tensor = self.tensor.to_tensor()?.to_dtype(self.dtype)?;
         bytes_of(&tensor.flatten_all()?)
     }
 }
@@ -85,14 +86,15 @@ impl Model {
     /// When a dtype isn't one that files hold.
     pub fn saved(&self, options: &SaveOptions) -> Result<Saved<'_>> {
         let tensors = self.modules.tensors().chain(self.kept.iter().map(AsRef::as_ref));
-        let written = tensors.filter(|tensor| !self.is_tied(tensor));
-        let mut entries = written
-            .map(|tensor| Entry::new(tensor.name(), tensor, options))
-            .collect::<Result<Vec<_>>>()?;
-        if let Some((name, bias)) = self.second_bias() {
-            entries.push(Entry::new(&name, bias, options)?);
+        let mut entries = Vec::new();
+        for tensor in tensors.filter(|tensor| !self.is_tied(tensor)) {
+            entries.extend(Entry::all_of(tensor, options)?);
         }
-        let mut shards: Vec<Vec<Entry<'_>>> = vec![Vec::new()];
+        if let Some((name, bias)) = self.second_bias() {
+            let copies = Entry::all_of(bias, options)?;
+            entries.extend(copies.into_iter().map(|copy| copy.named(&name)));
+        }
+        let mut shards: Vec<Vec<Entry>> = vec![Vec::new()];
         let mut filled = 0u64;
         for entry in entries {
             let is_full =
@@ -141,9 +143,9 @@ impl Model {
     }
 }
 
-impl<'a> Saved<'a> {
+impl Saved<'_> {
     /// The weight files.
-    pub fn shards(&self) -> &[Shard<'a>] {
+    pub fn shards(&self) -> &[Shard] {
         &self.shards
     }
 
@@ -188,8 +190,8 @@ impl<'a> Saved<'a> {
         for shard in &self.shards {
             for entry in &shard.entries {
                 bytes = bytes.saturating_add(entry.size());
-                elements += entry.tensor.weight().elem_count() as u64;
-                by_tensor.insert(entry.name.clone(), shard.file_name.as_str().into());
+                elements += entry.elements();
+                by_tensor.insert(entry.tensor.name.clone(), shard.file_name.as_str().into());
             }
         }
         let metadata = json!({"total_parameters": elements, "total_size": bytes});
@@ -198,8 +200,8 @@ impl<'a> Saved<'a> {
     }
 }
 
-impl<'a> Shard<'a> {
-    fn new(mut entries: Vec<Entry<'a>>, index: usize, count: usize) -> Self {
+impl Shard {
+    fn new(mut entries: Vec<Entry>, index: usize, count: usize) -> Self {
         // Wide ones first, so that every tensor is aligned.
         entries.sort_by_key(|e| std::cmp::Reverse(e.dtype.size_in_bytes()));
         let file_name = match count {
@@ -228,9 +230,9 @@ impl<'a> Shard<'a> {
         let mut start = 0;
         for entry in &self.entries {
             let end = start + entry.size();
-            let (dtype, shape) = (name_of(entry.dtype)?, entry.shape());
+            let (dtype, shape) = (name_of(entry.dtype)?, entry.tensor.shape());
             let field = json!({"dtype": dtype, "shape": shape, "data_offsets": [start, end]});
-            fields.insert(entry.name.clone(), field);
+            fields.insert(entry.tensor.name.clone(), field);
             start = end;
         }
         let mut json = Value::Object(fields).to_string().into_bytes();

@@ -14,6 +14,7 @@ use lowrank_autograd::{Key, Parameter, Weight, random};
 use crate::{
     BaseTensor, CopyReason, Error, Modules, Result,
     adapter_names::TensorName,
+    expert_tensors::stack_experts,
     layers::Layer,
     lora_config::{AdapterUse, Bias, CONFIG_NAME, InitLoraWeights, LoraConfig, PEFT_VERSION},
     methods::lora::{InitLora, LoraLayer, LoraShape, LoraTensors},
@@ -99,6 +100,9 @@ impl Adapter {
         let plan = plan_targets(config, &model)?;
         warnings.extend(plan.warnings.iter().map(ToString::to_string));
         let adapter = Self { name: name.to_owned(), plan, warnings };
+        if let Source::File { tensors, .. } = &mut source {
+            stack_experts(base.modules, &adapter.plan, tensors)?;
+        }
         adapter.check_tensors(base.modules, &source)?;
         adapter.add_layers(base.modules, &mut source)?;
         adapter.add_copies(base.modules, &mut source)?;
@@ -145,12 +149,15 @@ impl Adapter {
     fn tensor_shapes(&self, modules: &Modules) -> BTreeMap<String, Vec<usize>> {
         let mut shapes = BTreeMap::new();
         for (path, target) in &self.plan.targets {
-            let names = tensor_names(path, target.kind);
+            let [a, b, bias] = tensor_names(&self.plan.adapter_path(path), target.kind);
             let Some([out, input]) = modules.layer(path).and_then(dims) else { continue };
-            let [a, b, bias] = names;
+            let r = match modules.layer(path) {
+                Some(Layer::Stack(stack)) => stack.dims()[0] * target.r,
+                _ => target.r,
+            };
             let (a_shape, b_shape) = match target.kind {
-                ModuleKind::Embedding => (vec![target.r, out], vec![input, target.r]),
-                _ => (vec![target.r, input], vec![out, target.r]),
+                ModuleKind::Embedding => (vec![r, out], vec![input, r]),
+                _ => (vec![r, input], vec![out, r]),
             };
             shapes.insert(a, a_shape);
             shapes.insert(b, b_shape);
@@ -192,18 +199,14 @@ impl Adapter {
     fn add_layers(&self, modules: &Modules, source: &mut Source<'_>) -> Result<()> {
         for (path, target) in &self.plan.targets {
             let Some(layer) = modules.layer(path) else { continue };
-            let names = tensor_names(path, target.kind);
+            let names = tensor_names(&self.plan.adapter_path(path), target.kind);
             let shape = self.shape(target);
             let tensors = match source {
                 Source::Fresh(key) => self.fresh(layer, target, key.with(random::site(path)))?,
                 Source::File { tensors, .. } => take(tensors, &names)?,
             };
             let lora = LoraLayer::new(path, names, &tensors, shape)?;
-            match layer {
-                Layer::Linear(l) => l.set_adapter(&self.name, lora),
-                Layer::Embedding(e) => e.set_adapter(&self.name, lora),
-                Layer::Norm(_) => {}
-            }
+            layer.set_adapter(&self.name, lora);
         }
         Ok(())
     }
@@ -224,10 +227,11 @@ impl Adapter {
             // Other names were refused by `check_supported`.
             InitLoraWeights::Default | InitLoraWeights::Named(_) => InitLora::Standard,
         };
-        let dims = dims(layer).unwrap_or_default();
-        Ok(match target.kind {
-            ModuleKind::Embedding => LoraTensors::fresh_rows(init, target.r, dims, key)?,
-            _ => LoraTensors::fresh(init, self.shape(target), dims, key)?,
+        let (shape, matrix) = (self.shape(target), dims(layer).unwrap_or_default());
+        Ok(match layer {
+            Layer::Embedding(_) => LoraTensors::fresh_rows(init, target.r, matrix, key)?,
+            Layer::Stack(stack) => LoraTensors::fresh_stack(init, shape, stack.dims(), key)?,
+            _ => LoraTensors::fresh(init, shape, matrix, key)?,
         })
     }
 
@@ -238,6 +242,10 @@ impl Adapter {
                 Source::Fresh(_) => None,
                 Source::File { tensors, .. } => tensors.get(&name).cloned(),
             };
+            if tensor.is_buffer() {
+                check_buffer(tensor, &name, data.as_ref())?;
+                continue;
+            }
             tensor.add_copy(&self.name, reason, name, data.as_ref())?;
         }
         Ok(())
@@ -255,6 +263,12 @@ impl Adapter {
     pub fn state_dict(&self, modules: &Modules) -> Result<BTreeMap<String, Tensor>> {
         let mut found: BTreeMap<String, Tensor> =
             self.parameters(modules).iter().map(|p| (p.name().to_owned(), p.data())).collect();
+        // PEFT wants what a saved module doesn't train as well.
+        for buffer in modules.tensors().filter(|tensor| tensor.is_buffer()) {
+            if let Some((name, _)) = self.copy_name(buffer) {
+                found.insert(name, buffer.to_saved()?);
+            }
+        }
         for path in &self.plan.saved_embeddings {
             let Some(layer) = modules.layer(path) else { continue };
             if let Some(weight) = layer.tensors().first() {
@@ -333,12 +347,16 @@ fn check_folder(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// `[out, in]` of a linear layer, `[rows, dim]` of an embedding.
+/// `[out, in]` of a linear layer or of an expert's matrix, `[rows, dim]` of an embedding.
 fn dims(layer: &Layer) -> Option<[usize; 2]> {
     let weight = match layer {
         Layer::Linear(l) => l.weight().weight(),
         Layer::Embedding(e) => e.weight().weight(),
-        Layer::Norm(_) => return None,
+        Layer::Stack(stack) => {
+            let [_, out, input] = stack.dims();
+            return Some([out, input]);
+        }
+        Layer::Norm(_) | Layer::Buffer(_) => return None,
     };
     <[usize; 2]>::try_from(weight.dims()).ok()
 }
@@ -375,9 +393,21 @@ fn embedding_name(modules: &Modules, name: &TensorName) -> Option<String> {
     let is_table = |(_, layer): (&str, &Layer)| match layer {
         Layer::Embedding(e) => e.weight().name() == own,
         Layer::Linear(l) => l.weight().name() == own && own.starts_with("lm_head"),
-        Layer::Norm(_) => false,
+        Layer::Norm(_) | Layer::Stack(_) | Layer::Buffer(_) => false,
     };
     modules.layers().any(is_table).then_some(own)
+}
+
+/// An error if an adapter's file has other numbers for a buffer than the model.
+fn check_buffer(buffer: &BaseTensor, name: &str, data: Option<&Tensor>) -> Result<()> {
+    let Some(data) = data else { return Ok(()) };
+    let numbers = |tensor: &Tensor| -> Result<Vec<f32>> {
+        Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+    };
+    match numbers(data)? == numbers(&buffer.to_saved()?)? {
+        true => Ok(()),
+        false => Err(Error::Buffer { name: name.to_owned() }),
+    }
 }
 
 /// Puts base embeddings that the file stores in the model's place, and wherever they are tied to.

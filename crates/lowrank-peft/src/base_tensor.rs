@@ -22,6 +22,38 @@ pub(crate) enum Operand {
     Trained(Value),
 }
 
+/// How a file holds a tensor, or some of its rows.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// The name in the file.
+    pub name: String,
+    /// The numbers, as they stand.
+    pub weight: Weight,
+    /// The dtype that the file has.
+    pub dtype: DType,
+}
+
+impl Stored {
+    /// The shape in the file: `[in, out]` for a Conv1D.
+    pub fn shape(&self) -> Vec<usize> {
+        let mut shape = self.weight.dims().to_vec();
+        if self.weight.is_transposed() {
+            shape.reverse();
+        }
+        shape
+    }
+
+    /// The tensor as it is saved, in its file's dtype.
+    ///
+    /// # Errors
+    /// Those of the conversion.
+    pub fn to_tensor(&self) -> Result<Tensor> {
+        let weight = self.weight.clone();
+        let weight = if weight.is_transposed() { weight.transpose() } else { weight };
+        Ok(weight.to_tensor()?.to_dtype(self.dtype)?.contiguous()?)
+    }
+}
+
 /// A named tensor of the base model.
 ///
 /// Adapters never change it. One that trains the tensor itself (`modules_to_save`, `bias`) has a
@@ -30,6 +62,10 @@ pub(crate) enum Operand {
 pub struct BaseTensor {
     name: String,
     tied_to: Option<String>,
+    /// What files call it, if something else: one name, or one for each of as many equal parts.
+    stored: Vec<String>,
+    /// Whether it is one of those that no gradient is made for.
+    buffer: bool,
     saved_dtype: DType,
     state: RwLock<State>,
 }
@@ -50,16 +86,32 @@ impl BaseTensor {
         let saved_dtype = weight.dtype();
         let state =
             RwLock::new(State { weight, unmerged: None, changed: false, copies: Vec::new() });
-        Self { name: name.into(), tied_to: None, saved_dtype, state }
+        let (name, stored) = (name.into(), Vec::new());
+        Self { name, tied_to: None, stored, buffer: false, saved_dtype, state }
     }
 
-    /// A vector, widened to f32 once; it is written back in the dtype that it had.
+    /// A tensor that is widened to f32 once and written back in the dtype that it had.
     ///
     /// # Errors
     /// Those of the conversion.
-    pub fn vector(name: impl Into<String>, weight: &Weight) -> Result<Self> {
+    pub fn widened(name: impl Into<String>, weight: &Weight) -> Result<Self> {
         let wide = Weight::from_tensor(&weight.to_f32()?)?;
         Ok(Self { saved_dtype: weight.dtype(), ..Self::new(name, wide) })
+    }
+
+    /// A vector that training leaves as it is, whatever is trained around it.
+    ///
+    /// # Errors
+    /// Those of the conversion.
+    pub fn buffer(name: impl Into<String>, weight: &Weight) -> Result<Self> {
+        Ok(Self { buffer: true, ..Self::widened(name, weight)? })
+    }
+
+    /// Says what files call it, where that isn't its name in the model: one name, or one for each
+    /// of as many parts of its rows.
+    #[must_use]
+    pub fn stored_as(self, stored: Vec<String>) -> Self {
+        Self { stored, ..self }
     }
 
     /// The same memory under a second name, as tied embeddings have it.
@@ -84,6 +136,29 @@ impl BaseTensor {
         self.read(|s| s.unmerged.is_some() || s.changed)
     }
 
+    /// Whether training leaves it as it is.
+    pub fn is_buffer(&self) -> bool {
+        self.buffer
+    }
+
+    /// What files hold of it, part by part.
+    ///
+    /// # Errors
+    /// When its rows don't fall into that many parts.
+    pub fn stored(&self) -> Result<Vec<Stored>> {
+        let (weight, dtype) = (self.weight(), self.saved_dtype);
+        let part = |name: &String, weight| Stored { name: name.clone(), weight, dtype };
+        match self.stored.as_slice() {
+            [] => Ok(vec![part(&self.name, weight)]),
+            [name] if weight.dims().len() < 3 => Ok(vec![part(name, weight)]),
+            names => {
+                let rows = weight.dims().iter().rev().skip(1).product::<usize>() / names.len();
+                let of = |(i, name)| Ok(part(name, weight.rows(i * rows..(i + 1) * rows)?));
+                names.iter().enumerate().map(of).collect()
+            }
+        }
+    }
+
     /// The dtype in which it is saved. Vectors are f32 in memory, whatever their files hold.
     pub fn saved_dtype(&self) -> DType {
         self.saved_dtype
@@ -104,9 +179,8 @@ impl BaseTensor {
     /// # Errors
     /// Those of the conversion.
     pub fn to_saved(&self) -> Result<Tensor> {
-        let weight = self.weight();
-        let weight = if weight.is_transposed() { weight.transpose() } else { weight };
-        Ok(weight.to_tensor()?.to_dtype(self.saved_dtype)?.contiguous()?)
+        let (name, weight) = (self.name.clone(), self.weight());
+        Stored { name, weight, dtype: self.saved_dtype }.to_tensor()
     }
 
     /// Gives `adapter` a copy to train, of what stands here or of `data`; `name` is the copy's
@@ -176,13 +250,38 @@ impl BaseTensor {
     /// [`BaseTensor::unmerge`]; rounded once to the tensor's dtype.
     pub(crate) fn merge(&self, merged: &Tensor) -> Result<()> {
         let before = self.weight();
-        let rounded = merged.to_dtype(self.saved_dtype)?.to_dtype(before.dtype())?;
-        let weight = Weight::from_tensor(&rounded)?;
+        let weight = self.rounded(merged, &before)?;
         let weight = if before.is_transposed() { weight.transpose() } else { weight };
+        self.put(before, weight);
+        Ok(())
+    }
+
+    fn rounded(&self, merged: &Tensor, before: &Weight) -> Result<Weight> {
+        Weight::from_tensor(&merged.to_dtype(self.saved_dtype)?.to_dtype(before.dtype())?)
+    }
+
+    fn put(&self, before: Weight, weight: Weight) {
         self.write(|s| {
             s.unmerged.get_or_insert(before);
             s.weight = weight;
         });
+    }
+
+    /// Merges the sum of each matrix of a stack `[experts, out, in]` and what `delta` says for it,
+    /// one after another: beside the result there is never more than one.
+    pub(crate) fn merge_sums(&self, delta: impl Fn(usize) -> Result<Tensor>) -> Result<()> {
+        let before = self.weight();
+        let (experts, height) = match *before.dims() {
+            [experts, height, _] => (experts, height),
+            _ => (0, 0),
+        };
+        let merged = |expert: usize| {
+            let base = before.rows(expert * height..(expert + 1) * height)?.to_f32()?;
+            self.rounded(&(base + delta(expert)?)?, &before)
+        };
+        let parts = (0..experts).map(merged).collect::<Result<_>>()?;
+        let weight = Weight::stacked(parts, before.dims())?;
+        self.put(before, weight);
         Ok(())
     }
 

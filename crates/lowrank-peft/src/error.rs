@@ -28,6 +28,11 @@ pub enum Error {
     Unbound { path: PathBuf, missing: Vec<String>, unexpected: Vec<String> },
     #[error("`{}`: tensor `{name}` has shape {found:?}; this model asks for {must_be:?}", path.display())]
     Shape { path: PathBuf, name: String, found: Vec<usize>, must_be: Vec<usize> },
+    #[error(
+        "the adapter has other numbers for `{name}`, which isn't trained, than this model; it \
+         belongs to another one"
+    )]
+    Buffer { name: String },
     #[error("there is no adapter named `{name}`; loaded: {known}")]
     NoSuchAdapter { name: String, known: String },
     #[error("there is an adapter named `{name}` already; choose another name or delete it first")]

@@ -5,12 +5,16 @@ mod embedding;
 mod linear;
 mod norm;
 mod slots;
+mod stack;
+
+use std::sync::Arc;
 
 use lowrank_autograd::Result;
 
 pub use embedding::Embedding;
 pub use linear::{Linear, LinearKind};
 pub use norm::{Norm, NormKind};
+pub use stack::Stack;
 
 use crate::{BaseTensor, methods::lora::LoraLayer};
 
@@ -23,6 +27,10 @@ pub enum Layer {
     Embedding(Embedding),
     /// RMSNorm or LayerNorm.
     Norm(Norm),
+    /// A parameter that holds the matrices of experts; its path is the parameter's.
+    Stack(Stack),
+    /// A tensor that no layer trains; its path is its own.
+    Buffer(Arc<BaseTensor>),
 }
 
 impl Layer {
@@ -32,6 +40,8 @@ impl Layer {
             Self::Linear(l) => std::iter::once(l.weight()).chain(l.bias()).collect(),
             Self::Embedding(e) => vec![e.weight()],
             Self::Norm(n) => std::iter::once(n.weight()).chain(n.bias()).collect(),
+            Self::Stack(s) => vec![s.weight()],
+            Self::Buffer(tensor) => vec![tensor],
         }
     }
 
@@ -40,7 +50,8 @@ impl Layer {
         match self {
             Self::Linear(l) => l.adapter(name),
             Self::Embedding(e) => e.adapter(name),
-            Self::Norm(_) => None,
+            Self::Stack(s) => s.slots().get(name),
+            Self::Norm(_) | Self::Buffer(_) => None,
         }
     }
 
@@ -49,7 +60,8 @@ impl Layer {
         match self {
             Self::Linear(l) => l.remove_adapter(name),
             Self::Embedding(e) => e.remove_adapter(name),
-            Self::Norm(_) => {}
+            Self::Stack(s) => s.slots().remove(name),
+            Self::Norm(_) | Self::Buffer(_) => {}
         }
         self.tensors().iter().for_each(|t| t.remove_copy(name));
     }
@@ -64,27 +76,39 @@ impl Layer {
         match self {
             Self::Linear(l) => l.merge(name),
             Self::Embedding(e) => e.merge(name),
-            Self::Norm(_) => Ok(()),
+            Self::Stack(s) => s.merge(name),
+            Self::Norm(_) | Self::Buffer(_) => Ok(()),
         }
     }
 
     /// Makes merges final.
     pub(crate) fn keep_merge(&self) {
         self.tensors().iter().for_each(|t| t.keep_merge());
-        match self {
-            Self::Linear(l) => l.unmerge(),
-            Self::Embedding(e) => e.unmerge(),
-            Self::Norm(_) => {}
-        }
+        self.forget_merges();
     }
 
     /// Restores the base tensors exactly.
     pub(crate) fn unmerge(&self) {
         self.tensors().iter().for_each(|t| t.unmerge());
+        self.forget_merges();
+    }
+
+    fn forget_merges(&self) {
         match self {
             Self::Linear(l) => l.unmerge(),
             Self::Embedding(e) => e.unmerge(),
-            Self::Norm(_) => {}
+            Self::Stack(s) => s.slots().clear_merged(),
+            Self::Norm(_) | Self::Buffer(_) => {}
+        }
+    }
+
+    /// Adds a low-rank adapter, if the layer is one that can have it.
+    pub(crate) fn set_adapter(&self, name: &str, lora: LoraLayer) {
+        match self {
+            Self::Linear(l) => l.set_adapter(name, lora),
+            Self::Embedding(e) => e.set_adapter(name, lora),
+            Self::Stack(s) => s.slots().set(name, lora),
+            Self::Norm(_) | Self::Buffer(_) => {}
         }
     }
 }

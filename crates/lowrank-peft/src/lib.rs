@@ -9,6 +9,7 @@ mod base_tensor;
 pub mod config_error;
 pub mod default_targets;
 mod error;
+mod expert_tensors;
 pub mod layers;
 pub mod lora_config;
 pub mod methods;
@@ -19,7 +20,7 @@ pub mod task_type;
 mod tensor_file;
 
 pub use adapter::{Adapter, BaseModel, WEIGHTS_NAME, keep_merge, unmerge};
-pub use base_tensor::{BaseTensor, CopyReason};
+pub use base_tensor::{BaseTensor, CopyReason, Stored};
 pub use error::{Error, Result};
 pub use lora_config::LoraConfig;
 pub use modules::{Module, Modules};

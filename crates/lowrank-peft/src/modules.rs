@@ -50,9 +50,10 @@ impl Modules {
         self.layers().find(|(own, _)| *own == path).map(|(_, layer)| layer)
     }
 
-    /// What matching needs to know of every module.
+    /// What matching needs to know of every module. A buffer is part of one.
     pub fn infos(&self) -> Vec<ModuleInfo> {
-        self.list.iter().map(|m| ModuleInfo { path: m.path.clone(), kind: m.kind() }).collect()
+        let modules = self.list.iter().filter(|m| !matches!(m.layer, Some(Layer::Buffer(_))));
+        modules.map(|m| ModuleInfo { path: m.path.clone(), kind: m.kind() }).collect()
     }
 
     /// All base tensors.
@@ -73,9 +74,9 @@ impl Modules {
         found
     }
 
-    /// Elements of the base model's tensors; tied ones count once.
+    /// Elements of the base model's parameters; tied ones count once.
     pub fn base_elements(&self) -> usize {
-        let own = self.tensors().filter(|t| t.tied_to().is_none());
+        let own = self.tensors().filter(|t| t.tied_to().is_none() && !t.is_buffer());
         own.map(|t| t.weight().elem_count()).sum()
     }
 }
@@ -85,10 +86,15 @@ impl Module {
     pub fn kind(&self) -> ModuleKind {
         match &self.layer {
             None => ModuleKind::Container,
-            Some(Layer::Linear(l)) if l.kind() == LinearKind::Conv1D => ModuleKind::Conv1D,
-            Some(Layer::Linear(_)) => ModuleKind::Linear,
+            Some(Layer::Linear(l)) => match l.kind() {
+                LinearKind::Linear => ModuleKind::Linear,
+                LinearKind::Conv1D => ModuleKind::Conv1D,
+                LinearKind::Router => ModuleKind::Router,
+            },
             Some(Layer::Embedding(_)) => ModuleKind::Embedding,
             Some(Layer::Norm(_)) => ModuleKind::Norm,
+            Some(Layer::Stack(_)) => ModuleKind::Parameter,
+            Some(Layer::Buffer(_)) => ModuleKind::Other,
         }
     }
 }

@@ -12,9 +12,11 @@ use crate::lora_config::{AdapterUse, Bias, LoraConfig, TargetModules};
 use crate::task_type::TaskType;
 
 mod error;
+mod experts;
 mod llamafactory;
 mod matcher;
 mod nearest;
+mod parameters;
 mod patterns;
 mod python_regex;
 mod resolve;
@@ -42,6 +44,11 @@ pub enum ModuleKind {
     Embedding,
     /// A normalization layer.
     Norm,
+    /// A router of experts, whose weight `[experts, in]` only `target_parameters` can adapt.
+    Router,
+    /// No module but a parameter, the matrices of experts: `target_parameters` can adapt it. Its
+    /// path is the parameter's own.
+    Parameter,
     /// A module made of other modules.
     Container,
     /// Anything else: activations, dropout, convolutions.
@@ -74,7 +81,7 @@ pub struct ModuleInfo {
 #[derive(Debug, Clone, Copy)]
 pub struct ModelModules<'a> {
     /// Every module below the root, containers too, in the order of definition, parents first; a
-    /// module that is used twice only once.
+    /// module that is used twice only once. Parameters that hold experts stand among them.
     pub modules: &'a [ModuleInfo],
     /// `model_type` of config.json.
     pub model_type: &'a str,
@@ -97,12 +104,28 @@ pub struct TargetModule {
     pub scaling: f64,
     /// Dropout on the input of A while training.
     pub lora_dropout: f64,
+    /// Whether `target_parameters` named it, not `target_modules`.
+    pub by_parameter: bool,
+}
+
+impl TargetModule {
+    /// A module with the configuration's own rank and alpha; its scaling is still to be computed.
+    fn plain(config: &LoraConfig, kind: ModuleKind) -> Self {
+        Self {
+            kind,
+            r: config.r,
+            lora_alpha: config.lora_alpha.as_f64(),
+            scaling: 0.0,
+            lora_dropout: config.lora_dropout.as_f64(),
+            by_parameter: false,
+        }
+    }
 }
 
 /// What a configuration does to a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TargetPlan {
-    /// The adapted modules by path, in the model's order.
+    /// The adapted modules by path, in the model's order; after them the adapted parameters.
     pub targets: IndexMap<String, TargetModule>,
     /// Paths of the modules that are trained and stored whole, in the model's order. Modules
     /// inside another one of the list are left out.
@@ -128,6 +151,17 @@ pub enum BaseParameter {
 }
 
 impl TargetPlan {
+    /// Where the adapter of a target lies, as the names of its tensors have it: at the module, or
+    /// for a parameter where PEFT wraps its module.
+    pub fn adapter_path(&self, path: &str) -> String {
+        match self.targets.get(path) {
+            Some(target) if target.kind == ModuleKind::Parameter => {
+                parameters::wrapper(path, &self.targets)
+            }
+            _ => path.to_owned(),
+        }
+    }
+
     /// What happens to the base model's parameter of that full name.
     pub fn base_parameter(&self, name: &str) -> BaseParameter {
         let (module, leaf) = name.rsplit_once('.').unwrap_or(("", name));
@@ -157,48 +191,59 @@ pub fn plan_targets(
     if config.task_type == Some(TaskType::SeqCls) {
         saved::add_heads(&mut resolved);
     }
+    experts::convert(&mut resolved, model)?;
+    let config = &resolved.clone();
+    let (all, modules) = (model.modules, without_parameters(model.modules));
+    let model = &ModelModules { modules: &modules, ..*model };
     resolved.target_modules = resolve::target_modules(config, model)?;
     let matcher = Matcher::new(&resolved)?;
-    let mut targets = adapt(&resolved, model, &matcher)?;
-    let mut notes = set_ranks(&resolved, &mut targets)?;
+    let (mut targets, excluded) = adapt(&resolved, model, &matcher)?;
+    let mut notes = set_fan_in_fan_out(&mut resolved, &targets);
+    parameters::adapt(&resolved, all, &mut targets)?;
+    if targets.is_empty() && !adapts_nothing(&resolved) {
+        return Err(nothing_left(&resolved, model, excluded));
+    }
+    notes.extend(set_ranks(&resolved, &mut targets)?);
     saved::add_heads(&mut resolved);
     let modules_to_save = saved::modules_to_save(&resolved, model, &targets)?;
-    notes.extend(set_fan_in_fan_out(&mut resolved, &targets));
     notes.extend(warnings::entries_without_hits(config, model, &matcher));
+    notes.extend(parameters::entries_without_hits(config, all));
     let saved_embeddings = saved::embeddings(&resolved, model, &targets)?;
     Ok(TargetPlan { targets, modules_to_save, saved_embeddings, config: resolved, warnings: notes })
 }
 
-/// The modules that match, all with the configuration's own rank and alpha.
+fn without_parameters(modules: &[ModuleInfo]) -> Vec<ModuleInfo> {
+    modules.iter().filter(|module| module.kind != ModuleKind::Parameter).cloned().collect()
+}
+
+/// Whether the configuration says so itself.
+fn adapts_nothing(config: &LoraConfig) -> bool {
+    matches!(&config.target_modules, TargetModules::Pattern(text) if text == DUMMY_TARGET_MODULES)
+}
+
+/// The modules that match, all with the configuration's own rank and alpha, and how many are
+/// excluded.
 fn adapt(
     config: &LoraConfig,
     model: &ModelModules<'_>,
     matcher: &Matcher,
-) -> Result<IndexMap<String, TargetModule>, TargetError> {
-    let mut targets = IndexMap::new();
-    if matches!(&config.target_modules, TargetModules::Pattern(text) if text == DUMMY_TARGET_MODULES)
-    {
-        return Ok(targets);
+) -> Result<(IndexMap<String, TargetModule>, usize), TargetError> {
+    let (mut targets, mut excluded) = (IndexMap::new(), 0);
+    if adapts_nothing(config) {
+        return Ok((targets, excluded));
     }
-    let mut excluded = 0;
     for module in model.modules.iter().filter(|module| !module.path.is_empty()) {
         match matcher.check(&module.path) {
             Verdict::Excluded => excluded += 1,
             Verdict::Unmatched => {}
             Verdict::Matched => {
                 check_adaptable(config, model.model_type, module)?;
-                let target = TargetModule {
-                    kind: module.kind,
-                    r: config.r,
-                    lora_alpha: config.lora_alpha.as_f64(),
-                    scaling: 0.0,
-                    lora_dropout: config.lora_dropout.as_f64(),
-                };
+                let target = TargetModule::plain(config, module.kind);
                 targets.insert(module.path.clone(), target);
             }
         }
     }
-    if targets.is_empty() { Err(nothing_left(config, model, excluded)) } else { Ok(targets) }
+    Ok((targets, excluded))
 }
 
 fn check_adaptable(
@@ -244,18 +289,25 @@ fn set_ranks(
 ) -> Result<Vec<TargetWarning>, TargetError> {
     let ranks = Patterns::new("rank_pattern", &config.rank_pattern)?;
     let alphas = Patterns::new("alpha_pattern", &config.alpha_pattern)?;
+    let mut names = Vec::with_capacity(targets.len());
     for (path, target) in &mut *targets {
-        if let Some(rank) = ranks.find(path) {
+        let name = match target.kind {
+            ModuleKind::Parameter => path.clone(),
+            _ if target.by_parameter => format!("{path}.weight"),
+            _ => path.clone(),
+        };
+        if let Some(rank) = ranks.find(&name) {
             target.r = *rank;
         }
-        if let Some(alpha) = alphas.find(path) {
+        if let Some(alpha) = alphas.find(&name) {
             target.lora_alpha = alpha.as_f64();
         }
+        names.push(name);
         let rank = target.r as f64;
         target.scaling = target.lora_alpha / if config.use_rslora { rank.sqrt() } else { rank };
     }
-    let paths: Vec<&str> = targets.keys().map(String::as_str).collect();
-    Ok([ranks.warnings(&paths), alphas.warnings(&paths)].concat())
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    Ok([ranks.warnings(&names), alphas.warnings(&names)].concat())
 }
 
 /// Corrects `fan_in_fan_out` by the kinds of the adapted modules, as PEFT does one by one.

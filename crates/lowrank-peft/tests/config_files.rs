@@ -159,7 +159,6 @@ fn fields_that_are_not_implemented_are_named() {
         json!({"velora_config": {}}),
         json!({"monteclora_config": {}}),
         json!({"layer_replication": [[0, 4], [2, 6]]}),
-        json!({"target_parameters": ["experts"]}),
         json!({"trainable_token_indices": [1]}),
         json!({"megatron_config": {"a": 1}}),
         json!({"ensure_weight_tying": true}),

@@ -11,7 +11,7 @@ use lowrank_peft::targets::{
     BaseParameter, ModelModules, ModuleInfo, ModuleKind, TargetError, TargetPlan, TargetWarning,
     plan_targets,
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 struct Model {
     modules: Vec<ModuleInfo>,
@@ -58,6 +58,8 @@ fn kind(name: &Value) -> ModuleKind {
         "Embedding" => ModuleKind::Embedding,
         "Norm" => ModuleKind::Norm,
         "Container" => ModuleKind::Container,
+        "Router" => ModuleKind::Router,
+        "Parameter" => ModuleKind::Parameter,
         "Other" => ModuleKind::Other,
         other => panic!("unknown kind {other}"),
     }
@@ -77,7 +79,7 @@ fn config(fields: &Value) -> LoraConfig {
 fn plans_are_those_of_peft() {
     let fixture = fixture();
     let cases = fixture["cases"].as_array().unwrap();
-    assert_eq!(cases.len(), 81);
+    assert_eq!(cases.len(), 119);
     for case in cases {
         let model = Model::new(&fixture["models"][case["model"].as_str().unwrap()]);
         let config = config(&case["config"]);
@@ -97,12 +99,16 @@ fn plans_are_those_of_peft() {
 }
 
 fn check_targets(case: &Value, plan: &TargetPlan, about: &str) {
-    let expected = case["targets"].as_object().unwrap();
-    let paths: Vec<&String> = plan.targets.keys().collect();
-    assert_eq!(paths, expected.keys().collect::<Vec<_>>(), "{about}");
+    let modules = plan.targets.iter().filter(|(_, target)| !target.by_parameter);
+    let paths: Vec<&String> = modules.map(|(path, _)| path).collect();
+    assert_eq!(paths, case["targets"].as_object().unwrap().keys().collect::<Vec<_>>(), "{about}");
+    let parameters = plan.targets.len() - paths.len();
+    assert_eq!(parameters, case["parameters"].as_object().map_or(0, Map::len), "{about}");
     for (path, target) in &plan.targets {
-        assert_eq!(json!(target.r), expected[path][0], "{about}: rank of {path}");
-        let scaling = expected[path][1].as_f64().unwrap();
+        let list = if target.by_parameter { "parameters" } else { "targets" };
+        let expected = &case[list][plan.adapter_path(path)];
+        assert_eq!(json!(target.r), expected[0], "{about}: rank of {path}");
+        let scaling = expected[1].as_f64().unwrap();
         assert_eq!(target.scaling, scaling, "{about}: scaling of {path}");
     }
 }
@@ -113,6 +119,10 @@ fn check_config(case: &Value, plan: &TargetPlan, about: &str) {
         names.sort_by_key(|name| name.as_str().unwrap().to_owned());
     }
     assert_eq!(resolved["target_modules"], case["resolved"], "{about}");
+    if let Some(names) = resolved["target_parameters"].as_array_mut() {
+        names.sort_by_key(|name| name.as_str().unwrap().to_owned());
+    }
+    assert_eq!(resolved["target_parameters"], case["target_parameters"], "{about}");
     assert_eq!(resolved["fan_in_fan_out"], case["fan_in_fan_out"], "{about}");
     // PEFT lists a head again if the configuration names it already.
     let mut expected: Option<Vec<String>> =
@@ -154,6 +164,8 @@ fn check_parameters(case: &Value, plan: &TargetPlan, model: &Model, about: &str)
     let weights = plan.saved_embeddings.iter().cloned().map(TensorName::BaseLayerWeight);
     let saved: BTreeSet<TensorName> = trained.into_iter().chain(weights).collect();
     let mut expected: BTreeSet<TensorName> = list("saved").iter().map(plain).collect();
+    // Buffers of modules to save are stored as well; plans are about what trains.
+    expected.retain(|name| !name.path().ends_with("e_score_correction_bias"));
     if plan.config.bias == Bias::All {
         expected.retain(|name| !matches!(name, TensorName::Wrapped(_)));
     }
@@ -170,7 +182,7 @@ fn adapter_tensors(plan: &TargetPlan) -> BTreeSet<TensorName> {
             }
             _ => &[TensorName::LoraA, TensorName::LoraB],
         };
-        names.extend(parts.iter().map(|part| part(path.clone())));
+        names.extend(parts.iter().map(|part| part(plan.adapter_path(path))));
     }
     names
 }
@@ -192,6 +204,8 @@ fn check_error(case: &Value, error: &TargetError, about: &str) {
             "NoMatchingPeftModuleError"
         }
         TargetError::Unsupported { .. }
+        | TargetError::Parameter { .. }
+        | TargetError::HalfOfFused { .. }
         | TargetError::NoDefault { .. }
         | TargetError::Mamba { .. } => "ValueError",
         TargetError::AdaptedAndSaved { .. } => "TypeError",

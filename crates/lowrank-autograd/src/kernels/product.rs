@@ -219,14 +219,31 @@ pub(crate) fn linear_input_gradient_with(
     w: &Weight,
     terms: &[Term<'_>],
 ) -> Result<Vec<f32>> {
+    by_weight(dy, n, w, w.matrix("linear")?.transposed(), None, terms)
+}
+
+/// [`linear_with`] into memory of `n` rows.
+pub(crate) fn linear_into(
+    to: &mut [f32],
+    x: &[f32],
+    n: usize,
+    w: &Weight,
+    terms: &[Term<'_>],
+) -> Result<()> {
     let m = w.matrix("linear")?;
-    let transposed = Matrix {
-        rows: m.columns,
-        columns: m.rows,
-        row_stride: m.column_stride,
-        column_stride: m.row_stride,
-    };
-    by_weight(dy, n, w, transposed, None, terms)
+    with_job(x, n, w, m, None, terms, |job| job.run_over(to))
+}
+
+/// [`linear_input_gradient_with`] into memory of `n` rows.
+pub(crate) fn linear_input_gradient_into(
+    to: &mut [f32],
+    dy: &[f32],
+    n: usize,
+    w: &Weight,
+    terms: &[Term<'_>],
+) -> Result<()> {
+    let m = w.matrix("linear")?.transposed();
+    with_job(dy, n, w, m, None, terms, |job| job.run_over(to))
 }
 
 /// `x·Mᵀ` with `m` reading the weight's memory.
@@ -239,6 +256,27 @@ fn by_weight(
     bias: Option<&[f32]>,
     terms: &[Term<'_>],
 ) -> Result<Vec<f32>> {
+    with_job(x, n, w, m, bias, terms, |job| {
+        let mut y = Vec::with_capacity(n * m.rows);
+        // SAFETY: the capacity holds every row, and the product writes every element.
+        unsafe {
+            job.run_into(y.as_mut_ptr(), m.rows);
+            y.set_len(n * m.rows);
+        }
+        y
+    })
+}
+
+/// Calls `run` with the product of `x` `[n, in]` and the matrix that `m` reads in the weight.
+fn with_job<R>(
+    x: &[f32],
+    n: usize,
+    w: &Weight,
+    m: Matrix,
+    bias: Option<&[f32]>,
+    terms: &[Term<'_>],
+    run: impl FnOnce(&Job<'_>) -> R,
+) -> Result<R> {
     let x = View::new(x, n, m.columns);
     assert!(bias.is_none_or(|bias| bias.len() == m.rows), "one bias for each row of the weight");
     let tails: Vec<_> = terms.iter().map(|t| (t.left.by_rows(), t.right.by_rows())).collect();
@@ -247,16 +285,9 @@ fn by_weight(
     };
     assert!(tails.iter().all(fit), "terms fit the product");
     w.with_elements(|elements| {
-        let mut y = Vec::with_capacity(n * m.rows);
         let b = Factor::rows(elements, m);
         let (a, tails) = (x.by_rows(), tails.as_slice());
-        let job = Job { a, b, scale: 1.0, add: false, bias, tails, parallel: true };
-        // SAFETY: the capacity holds every row, and the product writes every element.
-        unsafe {
-            job.run_into(y.as_mut_ptr(), m.rows);
-            y.set_len(n * m.rows);
-        }
-        y
+        run(&Job { a, b, scale: 1.0, add: false, bias, tails, parallel: true })
     })
 }
 
@@ -293,6 +324,14 @@ impl Shared {
 }
 
 impl Job<'_> {
+    /// [`Job::run_into`] all of a row-major block.
+    #[expect(unsafe_code, reason = "products take the target as a pointer")]
+    fn run_over(&self, to: &mut [f32]) {
+        assert_eq!(to.len(), self.a.lines * self.b.lines, "the block holds the product");
+        // SAFETY: the assertion above makes room for every row.
+        unsafe { self.run_into(to.as_mut_ptr(), self.b.lines) };
+    }
+
     /// Multiplies on the way that suits the shape and the machine.
     ///
     /// # Safety

@@ -6,14 +6,14 @@ use super::{
 };
 use crate::ops::RotaryStyle;
 
-/// Rotates the first `2·half` elements of every head of every row by the row's angles.
+/// Rotates `2·half` elements of every head of every row, from `first` on, by the row's angles.
 ///
-/// `x` is `[n, heads·dim]`, `cos` and `sin` are `[n, half]`, `2·half` at most `dim`; `direction` is
-/// 1 for the rotation and -1 for its inverse, which is its gradient as well.
+/// `x` is `[n, heads·dim]`, `cos` and `sin` are `[n, half]`, `first + 2·half` at most `dim`;
+/// `direction` is 1 for the rotation and -1 for its inverse, which is its gradient as well.
 pub(crate) fn rotate(
     x: &[f32],
-    heads: usize,
-    dim: usize,
+    (heads, dim): (usize, usize),
+    first: usize,
     (cos, sin): (&[f32], &[f32]),
     half: usize,
     style: RotaryStyle,
@@ -22,26 +22,45 @@ pub(crate) fn rotate(
     let (width, rows) = (heads * dim, piece_rows(heads * dim));
     filled(x.len(), rows * width, |start, y| {
         let x = &x[start..start + y.len()];
-        let first = start / width;
+        let row = start / width;
         for (i, (y, x)) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).enumerate() {
-            let angles = (first + i) * half..(first + i + 1) * half;
+            let angles = (row + i) * half..(row + i + 1) * half;
             let (cos, sin) = (&cos[angles.clone()], &sin[angles]);
             match style {
-                RotaryStyle::Halves => halves(y, x, dim, cos, sin, direction),
-                RotaryStyle::Pairs => pairs(y, x, dim, cos, sin, direction),
+                RotaryStyle::Halves => halves(y, x, (dim, first), cos, sin, direction),
+                RotaryStyle::Pairs => pairs(y, x, (dim, first), cos, sin, direction),
             }
         }
     })
 }
 
 vectorized! {
-    fn halves(y: &mut [f32], x: &[f32], dim: usize, cos: &[f32], sin: &[f32], direction: f32) {
+    fn halves(
+        y: &mut [f32], x: &[f32], heads: (usize, usize), cos: &[f32], sin: &[f32], direction: f32,
+    ) {
         let half = cos.len();
-        for (y, x) in y.chunks_exact_mut(dim).zip(x.chunks_exact(dim)) {
-            let ((y, y_rest), (x, x_rest)) = (y.split_at_mut(2 * half), x.split_at(2 * half));
+        by_head(y, x, heads, 2 * half, |y, x| {
             turn(y.split_at_mut(half), x.split_at(half), cos, sin, direction);
-            y_rest.copy_from_slice(x_rest);
-        }
+        });
+    }
+}
+
+/// Calls `turn` with the `turning` elements of every head of `dim` from `first` on, and copies the
+/// others.
+#[inline(always)]
+fn by_head(
+    y: &mut [f32],
+    x: &[f32],
+    (dim, first): (usize, usize),
+    turning: usize,
+    turn: impl Fn(&mut [f32], &[f32]),
+) {
+    for (y, x) in y.chunks_exact_mut(dim).zip(x.chunks_exact(dim)) {
+        let ((y_before, y), (x_before, x)) = (y.split_at_mut(first), x.split_at(first));
+        let ((y, y_after), (x, x_after)) = (y.split_at_mut(turning), x.split_at(turning));
+        y_before.copy_from_slice(x_before);
+        turn(y, x);
+        y_after.copy_from_slice(x_after);
     }
 }
 
@@ -64,16 +83,15 @@ fn turn(
 }
 
 vectorized! {
-    fn pairs(y: &mut [f32], x: &[f32], dim: usize, cos: &[f32], sin: &[f32], direction: f32) {
-        for (y, x) in y.chunks_exact_mut(dim).zip(x.chunks_exact(dim)) {
-            let ((y, y_rest), (x, x_rest)) =
-                (y.split_at_mut(2 * cos.len()), x.split_at(2 * cos.len()));
+    fn pairs(
+        y: &mut [f32], x: &[f32], heads: (usize, usize), cos: &[f32], sin: &[f32], direction: f32,
+    ) {
+        by_head(y, x, heads, 2 * cos.len(), |y, x| {
             let pairs = y.as_chunks_mut::<2>().0.iter_mut().zip(x.as_chunks::<2>().0);
             for ((y, [a, b]), (cos, sin)) in pairs.zip(cos.iter().zip(sin)) {
                 let sin = sin * direction;
                 *y = [a * cos - b * sin, b * cos + a * sin];
             }
-            y_rest.copy_from_slice(x_rest);
-        }
+        });
     }
 }

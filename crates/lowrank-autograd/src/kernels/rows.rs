@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::{
     buffer::{filled, piece_rows},
+    elementwise::lanes_sums,
     simd::vectorized,
 };
 
@@ -42,6 +43,23 @@ pub(crate) fn scatter_add(
             }
         }
     })
+}
+
+vectorized! {
+    /// `to += weight·row`.
+    pub(crate) fn add_weighted(to: &mut [f32], weight: f32, row: &[f32]) {
+        for (to, v) in to.iter_mut().zip(row) {
+            *to += weight * v;
+        }
+    }
+}
+
+vectorized! {
+    /// `Σ a·b`.
+    pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+        let [sum] = lanes_sums(a, b, |a, b| [f64::from(a) * f64::from(b)]);
+        sum as f32
+    }
 }
 
 /// Columns `range` of `n` rows of `d` elements.

@@ -27,11 +27,25 @@ pub struct Angles {
     pub sin: Tensor,
 }
 
-/// Rotates every head of `x` `[n, heads·head_dim]`.
+/// Rotates every head of `x` `[n, heads·head_dim]`, from its first element on.
 ///
 /// # Errors
 /// Shapes that don't fit each other.
 pub fn rotary(x: &Value, head_dim: usize, angles: &Angles, style: RotaryStyle) -> Result<Value> {
+    rotary_from(x, head_dim, 0, angles, style)
+}
+
+/// [`rotary`] of the elements of a head from `first` on.
+///
+/// # Errors
+/// Shapes that don't fit each other.
+pub fn rotary_from(
+    x: &Value,
+    head_dim: usize,
+    first: usize,
+    angles: &Angles,
+    style: RotaryStyle,
+) -> Result<Value> {
     let _time = profile::scope("rotary");
     const OP: &str = "rotary";
     let (n, width) = dims2(OP, "the input", x.data())?;
@@ -40,8 +54,9 @@ pub fn rotary(x: &Value, head_dim: usize, angles: &Angles, style: RotaryStyle) -
     check_dims(OP, "the angles", &angles.sin, &[n, half])?;
     let heads = width / head_dim.max(1);
     check_dims(OP, "the input", x.data(), &[n, heads * head_dim])?;
-    if 2 * half > head_dim {
-        let must_be = format!("at most [{n}, {}] for heads of {head_dim}", head_dim / 2);
+    if first.saturating_add(2 * half) > head_dim {
+        let most = head_dim.saturating_sub(first) / 2;
+        let must_be = format!("at most [{n}, {most}] for heads of {head_dim} from {first} on");
         let (what, found) = ("the angles", vec![n, half]);
         return Err(Error::Shape { op: OP, what, found, must_be });
     }
@@ -49,7 +64,7 @@ pub fn rotary(x: &Value, head_dim: usize, angles: &Angles, style: RotaryStyle) -
         let x = x.contiguous()?;
         let (cos, sin) = (F32::of(OP, &angles.cos)?, F32::of(OP, &angles.sin)?);
         let x = F32::of(OP, &x)?;
-        let y = kernel::rotate(&x, heads, head_dim, (&cos, &sin), half, style, direction);
+        let y = kernel::rotate(&x, (heads, head_dim), first, (&cos, &sin), half, style, direction);
         tensor(y, &[n, width])
     };
     let angles = Angles { cos: angles.cos.contiguous()?, sin: angles.sin.contiguous()? };

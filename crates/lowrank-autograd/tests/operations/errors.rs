@@ -6,8 +6,8 @@ use candle_core::{DType, Device, Tensor};
 use lowrank_autograd::{
     Dropout, Error, Key, MappedFile, Result, Value, Weight,
     ops::{
-        self, Activation, Angles, AttentionShape, LowRank, LowRankRows, Matrix, RotaryStyle, Rows,
-        Span,
+        self, Activation, Angles, AttentionShape, LowRank, LowRankRows, LowRankStack, Matrix,
+        RotaryStyle, Routing, Rows, Score, Span, Stack,
     },
 };
 
@@ -244,6 +244,82 @@ fn norms_rotary_and_activations() {
     shape_error("gated", ops::gated(&x, &value(&[6, 2]), Activation::Silu));
     let wrong = ops::activation(&half(&[2, 3]), Activation::Relu);
     assert!(matches!(wrong, Err(Error::Dtype { op: "activation", .. })), "{wrong:?}");
+}
+
+#[test]
+fn experts() {
+    let (x, stack) = (value(&[4, 3]), weight(&[2, 6, 3]));
+    #[expect(clippy::single_range_in_vec_init, reason = "a list of one group is the test")]
+    let lists: [&[Range<usize>]; 5] = [&[0..4], &[0..2, 2..5], &[0..2, 3..4], &[1..2, 2..4], &[]];
+    let run = |x: &Value, w: &Weight, groups: &[Range<usize>], part| {
+        ops::grouped_linear(x, &groups.into(), Stack::Frozen(w), part, Vec::new())
+    };
+    assert!(run(&x, &stack, &[0..0, 0..4], &(2..6)).is_ok());
+    assert!(run(&value(&[0, 3]), &stack, &[0..0, 0..0], &(0..6)).is_ok());
+    assert!(run(&x, &stack, &[0..1, 1..4], &(3..3)).is_ok());
+    for groups in lists {
+        shape_error("grouped_linear", run(&x, &stack, groups, &(0..6)));
+    }
+    for wrong in [
+        run(&x, &stack, &[0..1, 1..4], &(0..7)),
+        run(&x, &weight(&[6, 3]), &[0..1, 1..4], &(0..6)),
+        run(&value(&[4, 2]), &stack, &[0..1, 1..4], &(0..6)),
+    ] {
+        shape_error("grouped_linear", wrong);
+    }
+    let term = LowRankStack { a: value(&[3, 3]), b: value(&[6, 4]), scale: 1.0 };
+    let groups = [0..1, 1..4].into();
+    let frozen = Stack::Frozen(&stack);
+    shape_error("grouped_linear", ops::grouped_linear(&x, &groups, frozen, &(0..6), vec![term]));
+
+    let routing = |chosen, groups| Routing {
+        score: Score::Sigmoid,
+        chosen,
+        normalized: true,
+        scale: 1.0,
+        bias: None,
+        groups,
+    };
+    assert!(ops::route(&value(&[0, 4]), &routing(4, None)).is_ok());
+    for (chosen, groups) in [
+        (0, None),
+        (5, None),
+        (1, Some((3, 1))),
+        (3, Some((2, 1))),
+        (1, Some((2, 3))),
+        (1, Some((0, 0))),
+        (1, Some((2, 0))),
+    ] {
+        let wrong = ops::route(&value(&[2, 4]), &routing(chosen, groups));
+        shape_error("route", wrong.map(|(w, _)| w));
+    }
+    let biased = Routing { bias: Some([0.0; 3].into()), ..routing(1, None) };
+    shape_error("route", ops::route(&value(&[2, 4]), &biased).map(|(w, _)| w));
+
+    let mix = |places: &[usize]| ops::mix_rows(&x, &value(&[2, 2]), &places.into());
+    assert!(mix(&[3, 1, 0, 2]).is_ok());
+    for places in [&[3, 1, 0][..], &[3, 1, 0, 0], &[3, 1, 0, 4], &[0, 1, 2, 3, 3]] {
+        shape_error("mix_rows", mix(places));
+    }
+}
+
+#[test]
+fn stacks() {
+    let part = |rows: usize| weight(&[rows, 3]);
+    let stack = |parts: Vec<Weight>| Weight::stacked(parts, &[2, 4, 3]);
+    let whole = stack(vec![part(2), part(2), part(2), part(2)]).expect("four halves");
+    assert_eq!(whole.rows(2..4).expect("a part").dims(), [2, 3]);
+    assert_eq!(whole.rows(3..4).expect("half a part").dims(), [1, 3]);
+    assert_eq!(whole.rows(4..8).expect("two parts").dims(), [4, 3]);
+    for range in [1..3, 3..6, 2..5, 6..10] {
+        assert!(matches!(whole.rows(range), Err(Error::Shape { op: "rows", .. })));
+    }
+    for wrong in [vec![], vec![part(4)], vec![part(4), part(2), part(2)], vec![weight(&[4, 2]); 2]]
+    {
+        assert!(matches!(stack(wrong), Err(Error::Shape { op: "stacked", .. })));
+    }
+    let mixed = vec![part(4), part(4).to_dtype(DType::BF16).expect("bf16")];
+    assert!(matches!(stack(mixed), Err(Error::Dtype { op: "stacked", .. })));
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod cached;
 mod check;
 mod embedding;
 mod errors;
+mod experts;
 mod join_columns;
 mod linear;
 mod linear_cross_entropy;

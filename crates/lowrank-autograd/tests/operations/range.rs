@@ -1,8 +1,8 @@
 //! The whole range of finite numbers: where PyTorch in f32 has a number, so has an operation.
 
 use lowrank_autograd::{
-    Result, Value,
-    ops::{self, Span},
+    Result, Value, Weight,
+    ops::{self, Routing, Score, Span, Stack},
 };
 
 use super::{
@@ -105,6 +105,21 @@ mod not_a_number {
         assert_nan("rms_norm", ops::rms_norm(&nan(2, 3), &w, 1e-6));
         assert_nan("layer_norm", ops::layer_norm(&nan(2, 3), &w, None, 1e-6));
         assert_nan("cross_entropy", ops::cross_entropy(&nan(1, 3), &[1].into()));
+        for score in [Score::Softmax, Score::Sigmoid] {
+            let (chosen, scale, normalized) = (2, 1.0, true);
+            let routing = Routing { score, chosen, normalized, scale, bias: None, groups: None };
+            assert_nan("route", ops::route(&nan(2, 3), &routing).map(|(w, _)| w));
+        }
+        let ones = Tensor::ones((2, 4, 3), candle_core::DType::F32, &Device::Cpu).expect("ones");
+        let stack = Weight::from_tensor(&ones).expect("a stack");
+        let (groups, part) = ([0..1, 1..2].into(), 1..4);
+        let product =
+            ops::grouped_linear(&nan(2, 3), &groups, Stack::Frozen(&stack), &part, Vec::new());
+        assert_nan("grouped_linear", product);
+        let one = Value::constant(
+            Tensor::ones((2, 1), candle_core::DType::F32, &Device::Cpu).expect("w"),
+        );
+        assert_nan("mix_rows", ops::mix_rows(&nan(2, 3), &one, &[1, 0].into()));
         let zeros = Tensor::zeros((2, 3), candle_core::DType::F32, &Device::Cpu).expect("zeros");
         assert_nan("binary_cross_entropy", ops::binary_cross_entropy(&nan(2, 3), &zeros));
     }

@@ -1,6 +1,8 @@
 //! Rotary position embedding.
 
+use candle_core::Tensor;
 use lowrank_autograd::{
+    Result,
     ops::{self, Angles, RotaryStyle},
     reference,
 };
@@ -30,6 +32,20 @@ proptest! {
                 &x,
                 |v| ops::rotary(&v[0], dim, &angles, style),
                 |t| reference::rotary(&t[0], dim, &angles, style),
+            );
+            // What turns are the last elements, where the plain version wants them to be first.
+            let moved = |t: &Tensor, first: usize| -> Result<Tensor> {
+                let heads = t.reshape((n, heads, dim))?;
+                let (a, b) = (heads.narrow(2, first, dim - first)?, heads.narrow(2, 0, first)?);
+                Ok(Tensor::cat(&[a, b], 2)?.reshape((n, heads.elem_count() / n))?)
+            };
+            check(
+                &x,
+                |v| ops::rotary_from(&v[0], dim, rest, &angles, style),
+                |t| {
+                    let turned = reference::rotary(&moved(&t[0], rest)?, dim, &angles, style)?;
+                    moved(&turned, dim - rest)
+                },
             );
         }
     }

@@ -29,11 +29,19 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
 
 /// The window of each layer: by `layer_types`, or, in older configs, from `max_window_layers` on.
 pub(super) fn layer_windows(c: &Config) -> Result<Vec<Option<usize>>> {
+    let first = c.number_or("max_window_layers", 28.0)?;
+    named_windows(c, |i| i as f64 >= first)
+}
+
+/// The window of each layer: by `layer_types`, or, in older configs, where `slides` says so.
+pub(super) fn named_windows(
+    c: &Config,
+    slides: impl Fn(usize) -> bool,
+) -> Result<Vec<Option<usize>>> {
     let window = match c.switch_or("use_sliding_window", false)? {
         true => c.size_or_none("sliding_window")?,
         false => None,
     };
-    let first = c.number_or("max_window_layers", 28.0)? as usize;
-    let slides = sliding_layers(c, |i| i >= first)?;
+    let slides = sliding_layers(c, slides)?;
     Ok(slides.into_iter().map(|slides| window.filter(|_| slides)).collect())
 }

@@ -14,6 +14,8 @@ pub enum LinearKind {
     Linear,
     /// transformers' `Conv1D`: `[in, out]`.
     Conv1D,
+    /// A router of experts, `[out, in]`, which isn't an `nn.Linear` in transformers.
+    Router,
 }
 
 /// `y = x·Wᵀ + b` and what adapters add. Clones are the same layer.
@@ -86,7 +88,7 @@ impl Linear {
     pub(crate) fn merge(&self, name: &str) -> Result<()> {
         let Some(lora) = self.0.slots.begin_merge(name) else { return Ok(()) };
         let delta = match self.0.kind {
-            LinearKind::Linear => lora.delta()?,
+            LinearKind::Linear | LinearKind::Router => lora.delta()?,
             LinearKind::Conv1D => lora.delta()?.t()?,
         };
         self.0.weight.merge_sum(&delta)?;

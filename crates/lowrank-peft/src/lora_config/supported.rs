@@ -57,14 +57,9 @@ impl LoraConfig {
     /// Something to adapt that isn't a module as it stands.
     fn unsupported_target(&self) -> Option<Unsupported> {
         let layers = self.layer_replication.clone().filter(|list| !is_empty_list(list));
-        let parameters = self.target_parameters.clone().filter(|names| !names.is_empty());
         let megatron = self.megatron_config.clone().filter(|map| is_set(Some(map)));
         layers
             .map(|list| ("layer_replication", list, "the layer stack would be rebuilt"))
-            .or_else(|| {
-                let why = "bare parameters can't be adapted";
-                parameters.map(|names| ("target_parameters", names.into(), why))
-            })
             .or_else(|| {
                 let why = "token rows can't be trained alone; use `modules_to_save` for all rows";
                 self.trainable_token_indices

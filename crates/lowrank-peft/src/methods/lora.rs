@@ -33,9 +33,9 @@ pub struct LoraShape {
 /// The adapter of one layer. Clones share their parameters.
 #[derive(Clone, Debug)]
 pub struct LoraLayer {
-    /// `[r, in]`; on embeddings `[r, rows]`.
+    /// `[r, in]`; on embeddings `[r, rows]`, on experts `[experts·r, in]`.
     pub a: Parameter,
-    /// `[out, r]`; on embeddings `[dim, r]`.
+    /// `[out, r]`; on embeddings `[dim, r]`, on experts `[out, r·experts]`.
     pub b: Parameter,
     /// `[out]`
     pub b_bias: Option<Parameter>,
@@ -87,6 +87,27 @@ impl LoraTensors {
             b: Tensor::from_vec(b, (out, r), &Device::Cpu)?,
             b_bias: b_bias.transpose()?,
         })
+    }
+
+    /// Fresh tensors for the matrices `[out, input]` of experts: `A` `[experts·r, input]` and `B`
+    /// `[out, r·experts]`, which PEFT starts as those of one layer of that rank.
+    ///
+    /// # Errors
+    /// Those of the allocation.
+    pub fn fresh_stack(
+        init: InitLora,
+        shape: LoraShape,
+        [experts, out, input]: [usize; 3],
+        key: Key,
+    ) -> Result<Self> {
+        let whole = LoraShape { r: experts * shape.r, ..shape };
+        let tensors = Self::fresh(init, whole, [out, input], key)?;
+        // The deviation goes by the rank of one expert.
+        let a = match init {
+            InitLora::Gaussian => tensors.a.affine(experts as f64, 0.0)?,
+            InitLora::Standard | InitLora::Random => tensors.a,
+        };
+        Ok(Self { a, ..tensors })
     }
 
     /// Fresh tensors for an embedding `[rows, dim]`.
@@ -155,6 +176,26 @@ impl LoraLayer {
             b: self.b.value(pass.records()),
             scale: self.shape.scaling,
         }
+    }
+
+    /// The term of experts; PEFT allows no dropout there.
+    pub(crate) fn low_rank_stack(&self, pass: &Pass) -> ops::LowRankStack {
+        ops::LowRankStack {
+            a: self.a.value(pass.records()),
+            b: self.b.value(pass.records()),
+            scale: self.shape.scaling,
+        }
+    }
+
+    /// `s·B_e·A_e`, `[out, in]`, of one expert: its rows of `A` lie next to each other, its columns
+    /// of `B` as far apart as there are experts.
+    pub(crate) fn delta_of(&self, expert: usize, experts: usize) -> Result<Tensor> {
+        let (r, b) = (self.shape.r, self.b.data());
+        let (out, width) = b.dims2()?;
+        let a = self.a.data().narrow(0, expert * r, r)?;
+        let b = b.reshape((out, width / experts.max(1), experts))?;
+        let b = b.narrow(2, expert, 1)?.squeeze(2)?.contiguous()?;
+        Ok(b.matmul(&a)?.affine(f64::from(self.shape.scaling), 0.0)?)
     }
 
     /// `s·B·A`, `[out, in]`.

@@ -38,6 +38,13 @@ pub enum TargetError {
              weight directly; remove `out_proj` and `conv1d` from `target_modules`"
     )]
     Mamba { path: String, model_type: String },
+    #[error("the parameter `{name}` matches `target_parameters` but can't be adapted: {why}")]
+    Parameter { name: String, why: &'static str },
+    #[error(
+        "`target_modules` names `{found}` without `{missing}`, but both are part of `{fused}` and \
+             can only be adapted together"
+    )]
+    HalfOfFused { found: String, missing: String, fused: &'static str },
     #[error("`{path}` is an Embedding, which can't have `lora_bias`")]
     EmbeddingBias { path: String },
     #[error(
@@ -57,7 +64,11 @@ pub enum TargetError {
 #[non_exhaustive]
 #[expect(missing_docs, reason = "the messages are the documentation")]
 pub enum TargetWarning {
-    #[error("`{field}` entry `{entry}` matches no module; similar names are {}", ticked(nearest))]
+    #[error(
+        "`{field}` entry `{entry}` matches no {}; similar names are {}",
+        kind_of(field),
+        ticked(nearest)
+    )]
     EntryWithoutHits { field: &'static str, entry: String, nearest: Vec<String> },
     #[error("`exclude_modules` excludes no module")]
     ExcludeWithoutHits,
@@ -70,4 +81,9 @@ pub enum TargetWarning {
     PatternOrder { field: &'static str, path: String, now: String, saved: String },
     #[error("`fan_in_fan_out` is set to {value}, as `{path}` is a {kind}")]
     FanInFanOut { path: String, kind: ModuleKind, value: bool },
+}
+
+/// What the entries of a field name.
+fn kind_of(field: &str) -> &'static str {
+    if field == "target_parameters" { "parameter" } else { "module" }
 }

@@ -21,12 +21,16 @@ pub(super) fn target_modules(
     model: &ModelModules<'_>,
 ) -> Result<TargetModules, TargetError> {
     let named = match &config.target_modules {
-        TargetModules::Default => default_target_modules(model.model_type)
-            .ok_or_else(|| TargetError::NoDefault {
-                model_type: model.model_type.to_owned(),
-                available: available_names(model),
-            })?
-            .into(),
+        TargetModules::Default => match default_target_modules(model.model_type) {
+            Some(targets) => targets.into(),
+            None if config.target_parameters.as_ref().is_some_and(|p| !p.is_empty()) => {
+                TargetModules::Default
+            }
+            None => {
+                let (model_type, available) = (model.model_type.to_owned(), available_names(model));
+                return Err(TargetError::NoDefault { model_type, available });
+            }
+        },
         all if all.is_all_linear() => TargetModules::List(all_linear(config, model)),
         other => other.clone(),
     };
@@ -54,7 +58,7 @@ pub(super) fn available_names(model: &ModelModules<'_>) -> Vec<String> {
 }
 
 /// Every linear layer but the output embeddings, and for SEQ_CLS without those but the head.
-fn all_linear(config: &LoraConfig, model: &ModelModules<'_>) -> Vec<String> {
+pub(super) fn all_linear(config: &LoraConfig, model: &ModelModules<'_>) -> Vec<String> {
     let head = model.output_embedding.or_else(|| {
         let exists = |name: &&str| model.modules.iter().any(|module| module.path == **name);
         let is_seq_cls = config.task_type == Some(TaskType::SeqCls);

@@ -175,10 +175,13 @@ impl Shown {
     fn of(layer: &Layer, lora: Option<TargetModule>, trained: bool) -> Self {
         let (kind, weight, bias): (_, &BaseTensor, _) = match layer {
             Layer::Linear(l) if l.kind() == LinearKind::Conv1D => ("Conv1D", l.weight(), l.bias()),
+            Layer::Linear(l) if l.kind() == LinearKind::Router => ("Router", l.weight(), l.bias()),
             Layer::Linear(l) => ("Linear", l.weight(), l.bias()),
             Layer::Embedding(e) => ("Embedding", e.weight(), None),
             Layer::Norm(n) if n.bias().is_some() => ("LayerNorm", n.weight(), n.bias()),
             Layer::Norm(n) => ("RMSNorm", n.weight(), n.bias()),
+            Layer::Stack(s) => ("Experts", s.weight(), None),
+            Layer::Buffer(tensor) => ("Buffer", tensor.as_ref(), None),
         };
         let own = layer.tensors().into_iter().filter(|t| t.tied_to().is_none());
         let mut shape = weight.weight().dims().to_vec();

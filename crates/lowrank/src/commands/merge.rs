@@ -214,7 +214,7 @@ impl Folder {
         Ok((saved.tensors(), bytes))
     }
 
-    fn write_shard(&self, shard: &Shard<'_>) -> anyhow::Result<u64> {
+    fn write_shard(&self, shard: &Shard) -> anyhow::Result<u64> {
         let mut file = RealFs.create(&self.temporary.join(&shard.file_name))?;
         let mut written = 0;
         shard.write::<anyhow::Error>(&mut |bytes| {

@@ -1,0 +1,406 @@
+//! Linear layers side by side, each of which takes rows of its own, as experts do
+//! (arXiv:1701.06538), with low-rank adapters. For the rows of expert `e`:
+//! `y = x·W_eᵀ + Σ s·(x·A_eᵀ)·B_eᵀ`; with `h = s·x·A_eᵀ` and `dh = s·dy·B_e`:
+//! `dx = dy·W_e + Σ dh·A_e`, `dA_e = dhᵀ·x`, `dB_e = dyᵀ·h`, `dW_e = dyᵀ·x`.
+//!
+//! Rows come sorted by expert, and an expert without rows costs nothing. As in `linear`, `x` is
+//! saved only if a matrix or an `A` trains, and `h` only if its `B` does.
+
+use std::{ops::Range, sync::Arc};
+
+use candle_core::{DType, Tensor};
+use rayon::prelude::*;
+
+use crate::{
+    Error, Result, Value, Weight,
+    kept::Kept,
+    kernels::{
+        F32, check_dims, dims2,
+        product::{self, Target, Term, View, product_parallel},
+        tensor,
+    },
+    profile,
+};
+
+const OP: &str = "grouped_linear";
+
+/// The experts' matrices, `[experts, out, in]`.
+#[derive(Clone, Copy, Debug)]
+pub enum Stack<'a> {
+    /// Not trained: only the input's gradient passes through.
+    Frozen(&'a Weight),
+    /// Trained, f32.
+    Trained(&'a Value),
+}
+
+/// One adapter's term on a stack.
+#[derive(Clone, Debug)]
+pub struct LowRankStack {
+    /// `[experts·r, in]`, an expert's rows next to each other.
+    pub a: Value,
+    /// `[out, r·experts]`, an expert's columns `experts` apart.
+    pub b: Value,
+    /// `lora_alpha / r` or its variant.
+    pub scale: f32,
+}
+
+/// What doesn't change from expert to expert.
+#[derive(Clone, Debug)]
+struct Layout {
+    /// Rows of `x` that each expert takes.
+    groups: Arc<[Range<usize>]>,
+    input: usize,
+    /// Rows of one matrix, and which of them are multiplied with.
+    height: usize,
+    part: Range<usize>,
+}
+
+impl Layout {
+    fn rows(&self) -> usize {
+        self.groups.last().map_or(0, |last| last.end)
+    }
+
+    /// The experts that have rows.
+    fn used(&self) -> Vec<(usize, Range<usize>)> {
+        let groups = self.groups.iter().cloned().enumerate();
+        groups.filter(|(_, rows)| !rows.is_empty()).collect()
+    }
+
+    /// The rows of each expert that has any, in memory of `width` elements a row.
+    fn split<'a>(&self, mut memory: &'a mut [f32], width: usize) -> Vec<&'a mut [f32]> {
+        let cut = |(_, rows): (usize, Range<usize>)| {
+            let (own, rest) = std::mem::take(&mut memory).split_at_mut(rows.len() * width);
+            memory = rest;
+            own
+        };
+        self.used().into_iter().map(cut).collect()
+    }
+
+    fn matrix(&self, stack: &Weight, expert: usize) -> Result<Weight> {
+        let first = expert * self.height;
+        stack.rows(first + self.part.start..first + self.part.end)
+    }
+}
+
+/// The product of each expert's rows of `x` `[n, in]` with rows `part` of its matrix:
+/// `[n, part.len()]`. `groups` says which rows each expert takes, one range after another.
+///
+/// # Errors
+/// Shapes that don't fit each other; groups that aren't the rows of `x`, in order.
+pub fn grouped_linear(
+    x: &Value,
+    groups: &Arc<[Range<usize>]>,
+    stack: Stack<'_>,
+    part: &Range<usize>,
+    terms: Vec<LowRankStack>,
+) -> Result<Value> {
+    let _time = profile::scope(OP);
+    let (weight, trained) = match stack {
+        Stack::Frozen(weight) => (weight.clone(), None),
+        Stack::Trained(value) => (Weight::from_tensor(value.data())?, Some(value)),
+    };
+    let layout = check(x, groups, &weight, part, &terms)?;
+    let contiguous = |t: LowRankStack| -> Result<LowRankStack> {
+        Ok(LowRankStack { a: t.a.contiguous()?, b: t.b.contiguous()?, scale: t.scale })
+    };
+    let terms = terms.into_iter().map(contiguous).collect::<Result<Vec<_>>>()?;
+    let x_data = x.data().contiguous()?;
+    let elements = F32::of(OP, &x_data)?;
+    let kept: Vec<SavedTerm> = terms.iter().map(SavedTerm::of).collect();
+    let (y, hidden) = forward(&elements, &weight, &layout, &factors(&kept, &layout)?)?;
+    let half = weight.dtype() == DType::BF16;
+    let mut parents = vec![x];
+    parents.extend(trained);
+    parents.extend(terms.iter().flat_map(|t| [&t.a, &t.b]));
+    let y = tensor(y, &[layout.rows(), part.len()])?;
+    let y = Value::record_many(OP, y, &parents, |_| {
+        let need_matrix = trained.map(Value::needs_gradient);
+        let reads_x = need_matrix == Some(true) || kept.iter().any(|t| t.need_a);
+        let saved = Saved {
+            x: reads_x.then(|| Kept::of(x, &x_data, &elements)),
+            hidden: kept.iter().any(|t| t.need_b).then_some(hidden),
+            need_x: x.needs_gradient(),
+            terms: kept,
+            weight,
+            layout,
+            need_matrix,
+        };
+        move |dy| saved.gradients(&dy.contiguous()?)
+    });
+    Ok(y.halved_if(half))
+}
+
+fn check(
+    x: &Value,
+    groups: &Arc<[Range<usize>]>,
+    stack: &Weight,
+    part: &Range<usize>,
+    terms: &[LowRankStack],
+) -> Result<Layout> {
+    let wrong = |what, found: &[usize], must_be: String| Error::Shape {
+        op: OP,
+        what,
+        found: found.to_vec(),
+        must_be,
+    };
+    let &[experts, height, input] = stack.dims() else {
+        return Err(wrong("the stack", stack.dims(), "[experts, out, in]".into()));
+    };
+    if part.start > part.end || part.end > height {
+        return Err(wrong("the part", &[part.start, part.end], format!("rows of {height}")));
+    }
+    let (n, _) = dims2(OP, "the input", x.data())?;
+    check_dims(OP, "the input", x.data(), &[n, input])?;
+    let mut next = 0;
+    let follows = |rows: &Range<usize>| {
+        let fits = rows.start == next && rows.end >= next;
+        next = rows.end;
+        fits
+    };
+    if groups.len() != experts || !groups.iter().all(follows) || next != n {
+        let found = [groups.len(), next];
+        return Err(wrong("the groups", &found, format!("{experts} of {n} rows in order")));
+    }
+    for term in terms {
+        let (rows, _) = dims2(OP, "`lora_A`", term.a.data())?;
+        let r = rows / experts.max(1);
+        check_dims(OP, "`lora_A`", term.a.data(), &[experts * r, input])?;
+        check_dims(OP, "`lora_B`", term.b.data(), &[height, r * experts])?;
+    }
+    Ok(Layout { groups: Arc::clone(groups), input, height, part: part.clone() })
+}
+
+/// What an adapter's gradients need of it.
+struct SavedTerm {
+    a: Tensor,
+    b: Tensor,
+    scale: f32,
+    need_a: bool,
+    need_b: bool,
+}
+
+impl SavedTerm {
+    fn of(term: &LowRankStack) -> Self {
+        let (need_a, need_b) = (term.a.needs_gradient(), term.b.needs_gradient());
+        let (a, b) = (term.a.data().clone(), term.b.data().clone());
+        Self { a, b, scale: term.scale, need_a, need_b }
+    }
+}
+
+/// An adapter's factors by expert.
+struct Factor<'a> {
+    /// `[experts·r, in]`
+    a: F32<'a>,
+    /// `[experts, r, part]`: `B` by columns, so that products run along contiguous memory.
+    b: Vec<f32>,
+    r: usize,
+    input: usize,
+    scale: f32,
+}
+
+fn factors<'a>(terms: &'a [SavedTerm], layout: &Layout) -> Result<Vec<Factor<'a>>> {
+    terms.iter().map(|term| Factor::of(term, layout)).collect()
+}
+
+impl<'a> Factor<'a> {
+    fn of(term: &'a SavedTerm, layout: &Layout) -> Result<Self> {
+        let (experts, out) = (layout.groups.len(), layout.part.len());
+        let b = F32::of(OP, &term.b)?;
+        let width = b.len() / layout.height.max(1);
+        let r = width / experts.max(1);
+        let mut by_expert = vec![0.0; experts * r * out];
+        for (at, row) in by_expert.chunks_exact_mut(out.max(1)).enumerate() {
+            let column = at % r * experts + at / r;
+            let from = b.iter().skip(layout.part.start * width + column).step_by(width);
+            row.iter_mut().zip(from).for_each(|(to, v)| *to = *v);
+        }
+        let (a, input) = (F32::of(OP, &term.a)?, layout.input);
+        Ok(Self { a, b: by_expert, r, input, scale: term.scale })
+    }
+
+    /// `A_e`, `[r, in]`.
+    fn a_of(&self, expert: usize) -> View<'_> {
+        let size = self.r * self.input;
+        View::new(&self.a[expert * size..][..size], self.r, self.input)
+    }
+
+    /// `B_eᵀ`, `[r, out]`.
+    fn b_of(&self, expert: usize, out: usize) -> View<'_> {
+        let size = self.r * out;
+        View::new(&self.b[expert * size..][..size], self.r, out)
+    }
+}
+
+/// `left·right` on all threads, `[m, n]`.
+fn times(scale: f32, left: View<'_>, right: View<'_>, [m, n]: [usize; 2]) -> Vec<f32> {
+    let mut to = vec![0.0; m * n];
+    product_parallel(&mut Target::new(&mut to, n), false, scale, left, right);
+    to
+}
+
+/// What each expert that has rows keeps of each term: `h`.
+type Hidden = Vec<Vec<Vec<f32>>>;
+
+fn forward(
+    x: &[f32],
+    stack: &Weight,
+    layout: &Layout,
+    factors: &[Factor<'_>],
+) -> Result<(Vec<f32>, Hidden)> {
+    let (input, out) = (layout.input, layout.part.len());
+    let mut y = vec![0.0; layout.rows() * out];
+    let tasks = layout.used().into_par_iter().zip(layout.split(&mut y, out));
+    let hidden = tasks.map(|((expert, rows), y)| {
+        let (n, x) = (rows.len(), &x[rows.start * input..rows.end * input]);
+        let view = View::new(x, n, input);
+        let hidden: Vec<Vec<f32>> =
+            (factors.iter()).map(|t| times(t.scale, view, t.a_of(expert).t(), [n, t.r])).collect();
+        let terms: Vec<Term<'_>> = (factors.iter().zip(&hidden))
+            .map(|(t, h)| Term { left: View::new(h, n, t.r), right: t.b_of(expert, out).t() })
+            .collect();
+        product::linear_into(y, x, n, &layout.matrix(stack, expert)?, &terms)?;
+        Ok(hidden)
+    });
+    let hidden = hidden.collect::<Result<_>>()?;
+    Ok((y, hidden))
+}
+
+struct Saved {
+    /// Kept only if a matrix or an `A` trains.
+    x: Option<Kept>,
+    /// Kept only if a `B` trains.
+    hidden: Option<Hidden>,
+    terms: Vec<SavedTerm>,
+    weight: Weight,
+    layout: Layout,
+    need_x: bool,
+    need_matrix: Option<bool>,
+}
+
+/// What one expert's rows yield.
+struct Found {
+    expert: usize,
+    /// `[part, in]`
+    matrix: Option<Vec<f32>>,
+    /// `[r, in]` and `[r, part]` of each term.
+    terms: Vec<[Option<Vec<f32>>; 2]>,
+}
+
+impl Saved {
+    /// In the order of the parents: x, matrix, then A and B of each term.
+    fn gradients(&self, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let layout = &self.layout;
+        let (n, input) = (layout.rows(), layout.input);
+        let dy = F32::of(OP, dy)?;
+        let x = self.x.as_ref().map(Kept::tensor).transpose()?;
+        let x = x.as_ref().map(|x| F32::of(OP, x)).transpose()?;
+        let mut dx = vec![0.0; if self.need_x { n * input } else { 0 }];
+        let (used, factors) = (layout.used(), factors(&self.terms, layout)?);
+        let places: Vec<Option<&mut [f32]>> = match self.need_x {
+            true => layout.split(&mut dx, input).into_iter().map(Some).collect(),
+            false => used.iter().map(|_| None).collect(),
+        };
+        let tasks = used.into_par_iter().zip(places).enumerate();
+        let found = tasks.map(|(at, ((expert, rows), dx))| {
+            let dy = &dy[rows.start * layout.part.len()..rows.end * layout.part.len()];
+            let x = x.as_ref().map(|x| &x[rows.start * input..rows.end * input]);
+            self.of_expert(expert, at, dy, x, dx, &factors)
+        });
+        let found: Vec<Found> = found.collect::<Result<_>>()?;
+        let dx = self.need_x.then(|| tensor(dx, &[n, input])).transpose()?;
+        let mut all = vec![dx];
+        if let Some(needed) = self.need_matrix {
+            all.push(needed.then(|| self.matrix_gradient(&found)).transpose()?);
+        }
+        for (index, (term, factor)) in self.terms.iter().zip(&factors).enumerate() {
+            let da = term.need_a.then(|| self.a_gradient(&found, index, factor.r));
+            let db = term.need_b.then(|| self.b_gradient(&found, index, factor.r));
+            all.extend([da.transpose()?, db.transpose()?]);
+        }
+        Ok(all)
+    }
+
+    /// What the `at`-th of the experts that have rows finds.
+    fn of_expert(
+        &self,
+        expert: usize,
+        at: usize,
+        dy: &[f32],
+        x: Option<&[f32]>,
+        dx: Option<&mut [f32]>,
+        factors: &[Factor<'_>],
+    ) -> Result<Found> {
+        let (input, out) = (self.layout.input, self.layout.part.len());
+        let n = self.layout.groups.get(expert).map_or(0, Range::len);
+        let (dy_view, x) = (View::new(dy, n, out), x.map(|x| View::new(x, n, input)));
+        let dh: Vec<Vec<f32>> = (factors.iter().zip(&self.terms))
+            .map(|(factor, term)| match dx.is_some() || term.need_a {
+                true => times(factor.scale, dy_view, factor.b_of(expert, out).t(), [n, factor.r]),
+                false => Vec::new(),
+            })
+            .collect();
+        if let Some(dx) = dx {
+            let terms: Vec<Term<'_>> = (factors.iter().zip(&dh))
+                .map(|(t, dh)| Term { left: View::new(dh, n, t.r), right: t.a_of(expert).t() })
+                .collect();
+            let matrix = self.layout.matrix(&self.weight, expert)?;
+            product::linear_input_gradient_into(dx, dy, n, &matrix, &terms)?;
+        }
+        let matrix = x.filter(|_| self.need_matrix == Some(true));
+        let matrix = matrix.map(|x| times(1.0, dy_view.t(), x, [out, input]));
+        let of_term = |(i, term): (usize, &SavedTerm)| {
+            let r = factors[i].r;
+            let x = x.filter(|_| term.need_a);
+            let da = x.map(|x| times(1.0, View::new(&dh[i], n, r).t(), x, [r, input]));
+            let h = self.hidden.as_ref().filter(|_| term.need_b).map(|h| &h[at][i]);
+            let db = h.map(|h| times(1.0, View::new(h, n, r).t(), dy_view, [r, out]));
+            [da, db]
+        };
+        Ok(Found { expert, matrix, terms: self.terms.iter().enumerate().map(of_term).collect() })
+    }
+
+    fn experts(&self) -> usize {
+        self.layout.groups.len()
+    }
+
+    fn matrix_gradient(&self, found: &[Found]) -> Result<Tensor> {
+        let (height, input) = (self.layout.height, self.layout.input);
+        let mut all = vec![0.0; self.experts() * height * input];
+        for one in found {
+            let first = (one.expert * height + self.layout.part.start) * input;
+            put(&mut all, first, one.matrix.as_deref());
+        }
+        tensor(all, &[self.experts(), height, input])
+    }
+
+    fn a_gradient(&self, found: &[Found], term: usize, r: usize) -> Result<Tensor> {
+        let (experts, input) = (self.experts(), self.layout.input);
+        let mut all = vec![0.0; experts * r * input];
+        for one in found {
+            put(&mut all, one.expert * r * input, one.terms[term][0].as_deref());
+        }
+        tensor(all, &[experts * r, input])
+    }
+
+    fn b_gradient(&self, found: &[Found], term: usize, r: usize) -> Result<Tensor> {
+        let (experts, out) = (self.experts(), self.layout.part.len());
+        let width = r * experts;
+        let mut all = vec![0.0; self.layout.height * width];
+        for one in found {
+            let columns = one.terms[term][1].iter().flat_map(|db| db.chunks_exact(out.max(1)));
+            for (j, column) in columns.enumerate() {
+                let first = self.layout.part.start * width + j * experts + one.expert;
+                let to = all.iter_mut().skip(first).step_by(width);
+                to.zip(column).for_each(|(to, v)| *to = *v);
+            }
+        }
+        tensor(all, &[self.layout.height, width])
+    }
+}
+
+/// Copies a block that is there to its place.
+fn put(all: &mut [f32], first: usize, block: Option<&[f32]>) {
+    if let Some(block) = block {
+        all[first..first + block.len()].copy_from_slice(block);
+    }
+}

@@ -1,0 +1,77 @@
+//! Weighted sums of rows: `y_t = Σ_j w_tj·x[place_tj]`, which brings what experts made of a token
+//! together again. `dx[place_tj] = w_tj·dy_t`, `dw_tj = dy_t·x[place_tj]`.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
+use crate::{
+    Error, Result, Value,
+    kept::Kept,
+    kernels::{
+        F32, dims2,
+        rows::{add_weighted, dot, gather},
+        tensor,
+    },
+    profile,
+};
+
+const OP: &str = "mix_rows";
+
+/// Rows of `x` `[m, d]`, `k` for each row of `weights` `[n, k]` as `places` lists them: `[n, d]`.
+/// Each row of `x` has one place.
+///
+/// # Errors
+/// When `places` doesn't list every row of `x` once, or as many as there are weights.
+pub fn mix_rows(x: &Value, weights: &Value, places: &Arc<[usize]>) -> Result<Value> {
+    let _time = profile::scope(OP);
+    let (m, d) = dims2(OP, "the input", x.data())?;
+    let (n, k) = dims2(OP, "the weights", weights.data())?;
+    let back = inverse(places, m).filter(|_| m == n * k);
+    let Some(back) = back else {
+        let must_be = format!("every row of {m} once, for weights of [{n}, {k}]");
+        return Err(Error::Shape { op: OP, what: "places", found: vec![places.len()], must_be });
+    };
+    let (x_data, w_data) = (x.data().contiguous()?, weights.data().contiguous()?);
+    let (rows, w) = (F32::of(OP, &x_data)?, F32::of(OP, &w_data)?);
+    let y = gather(n, d, |t, y| {
+        for j in t * k..(t + 1) * k {
+            add_weighted(y, w[j], &rows[places[j] * d..][..d]);
+        }
+    });
+    Ok(Value::record(OP, tensor(y, &[n, d])?, [x, weights], |[need_x, need_w]| {
+        let kept = need_w.then(|| Kept::of(x, &x_data, &rows)); // only dw reads x
+        let (w_data, places) = (w_data.clone(), Arc::clone(places));
+        move |dy: Tensor| {
+            let dy = dy.contiguous()?;
+            let (dy, w) = (F32::of(OP, &dy)?, F32::of(OP, &w_data)?);
+            let dx = need_x.then(|| {
+                gather(m, d, |row, dx| {
+                    add_weighted(dx, w[back[row]], &dy[back[row] / k * d..][..d]);
+                })
+            });
+            let x = kept.map(|kept| kept.tensor()).transpose()?;
+            let x = x.as_ref().map(|x| F32::of(OP, x)).transpose()?;
+            let dw = x.map(|x| {
+                gather(n, k, |t, dw| {
+                    for (j, dw) in dw.iter_mut().enumerate() {
+                        let row = places[t * k + j];
+                        *dw = dot(&dy[t * d..][..d], &x[row * d..][..d]);
+                    }
+                })
+            });
+            let dx = dx.map(|dx| tensor(dx, &[m, d])).transpose()?;
+            Ok([dx, dw.map(|dw| tensor(dw, &[n, k])).transpose()?])
+        }
+    }))
+}
+
+/// Which entry of `places` names each of `m` rows; `None` unless each is named once.
+fn inverse(places: &[usize], m: usize) -> Option<Vec<usize>> {
+    let mut back = vec![usize::MAX; m];
+    for (entry, row) in places.iter().enumerate() {
+        let slot = back.get_mut(*row).filter(|slot| **slot == usize::MAX)?;
+        *slot = entry;
+    }
+    (places.len() == m).then_some(back)
+}

@@ -1,0 +1,87 @@
+//! Routers: which experts each token visits (arXiv:1701.06538).
+
+use std::{ops::Range, sync::Arc};
+
+use lowrank_autograd::{
+    Result, Value,
+    ops::{self, Routing},
+};
+use lowrank_peft::{Pass, layers::Linear};
+
+use crate::Builder;
+
+/// A matrix whose products with a token say how well each expert suits it.
+#[derive(Clone, Debug)]
+pub struct Router {
+    weight: Linear,
+    experts: usize,
+    routing: Routing,
+}
+
+impl Router {
+    /// `gate` at `b`, for so many experts.
+    ///
+    /// # Errors
+    /// When the weight is missing or misshapen.
+    pub fn build(
+        experts: usize,
+        hidden_size: usize,
+        routing: Routing,
+        b: &Builder,
+    ) -> crate::Result<Self> {
+        Ok(Self { weight: b.router("gate", experts, hidden_size)?, experts, routing })
+    }
+
+    /// The same router with one number for each expert that is added to its score before the choice.
+    #[must_use]
+    pub fn biased(self, bias: Arc<[f32]>) -> Self {
+        Self { routing: Routing { bias: Some(bias), ..self.routing }, ..self }
+    }
+
+    /// The routes of the tokens `x` `[n, hidden_size]`.
+    ///
+    /// # Errors
+    /// When `x` doesn't fit.
+    pub fn forward(&self, x: &Value, pass: &Pass) -> Result<Routes> {
+        let (weights, chosen) = ops::route(&self.weight.forward(x, pass)?, &self.routing)?;
+        Ok(Routes::new(weights, &chosen, self.experts))
+    }
+}
+
+/// The visits of a batch's tokens to experts, sorted by expert.
+#[derive(Clone, Debug)]
+pub struct Routes {
+    /// How much each expert of a token counts, `[n, k]`.
+    pub weights: Value,
+    /// The token of each visit.
+    pub tokens: Arc<[usize]>,
+    /// The visits to each expert.
+    pub groups: Arc<[Range<usize>]>,
+    /// The visit that belongs to each of `weights`.
+    pub places: Arc<[usize]>,
+}
+
+impl Routes {
+    /// The routes of tokens whose `chosen` experts belong to `weights`, one to one; each of them is
+    /// below `experts`.
+    fn new(weights: Value, chosen: &[usize], experts: usize) -> Self {
+        let each = chosen.len() / weights.dims().first().copied().unwrap_or_default().max(1);
+        let mut visits: Vec<usize> = (0..chosen.len()).collect();
+        visits.sort_by_key(|visit| chosen[*visit]);
+        let mut places = vec![0; chosen.len()];
+        let mut ends = vec![0; experts];
+        for (place, &visit) in visits.iter().enumerate() {
+            places[visit] = place;
+            ends[chosen[visit]] = place + 1;
+        }
+        let mut start = 0;
+        let groups = ends.into_iter().map(|end| {
+            let group = start..end.max(start);
+            start = group.end;
+            group
+        });
+        let groups = groups.collect();
+        let tokens = visits.into_iter().map(|visit| visit / each.max(1)).collect();
+        Self { weights, tokens, groups, places: places.into() }
+    }
+}
