@@ -8,6 +8,7 @@ use super::amx;
 
 /// A set of tile kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "engines of x86-64"))]
 pub(crate) enum Engine {
     /// The `gemm` crate: NEON, and whatever else.
     Portable,

@@ -167,14 +167,16 @@ fn elements<'a, T: Element>(from: Lines<'a, T>, strip: &Strip, step: usize) -> &
     from.data.get(at..at + strip.lines).filter(|_| step < strip.len).unwrap_or_default()
 }
 
-/// Each panel's lanes of one step, 32 at a time.
+/// The panels' lanes of one step, up to 32 at a time, each with the number of its first line.
 #[inline(always)]
 fn chunks<'a>(
     panels: &'a mut [&mut [u32]],
     step: usize,
     width: usize,
-) -> impl Iterator<Item = &'a mut [u32]> {
-    panels.iter_mut().flat_map(move |panel| panel[step * width..][..width].chunks_mut(32))
+) -> impl Iterator<Item = (usize, &'a mut [u32])> {
+    let lanes = panels.iter_mut();
+    let chunks = lanes.flat_map(move |panel| panel[step * width..][..width].chunks_mut(32));
+    chunks.enumerate().map(move |(i, to)| (i * width.min(32), to))
 }
 
 vectorized! {
@@ -184,8 +186,8 @@ vectorized! {
         let mut wide = [0.0; 32];
         for step in 0..steps {
             let source = elements(from, &strip, step);
-            for (chunk, to) in chunks(panels, step, strip.width).enumerate() {
-                let rest = source.get(32 * chunk..).unwrap_or_default();
+            for (first, to) in chunks(panels, step, strip.width) {
+                let rest = source.get(first..).unwrap_or_default();
                 match rest.first_chunk::<32>() {
                     Some(from) => T::widen(from, strip.scale, &mut wide),
                     None => {
@@ -206,9 +208,9 @@ vectorized! {
         let mut halves = [[0_u16; 32]; 2];
         for step in 0..steps {
             let sources = [0, 1].map(|i| elements(from, &strip, 2 * step + i));
-            for (chunk, to) in chunks(panels, step, strip.width).enumerate() {
+            for (first, to) in chunks(panels, step, strip.width) {
                 for (half, source) in halves.iter_mut().zip(sources) {
-                    let rest = source.get(32 * chunk..).unwrap_or_default();
+                    let rest = source.get(first..).unwrap_or_default();
                     match rest.first_chunk::<32>() {
                         Some(from) => T::narrow(from, strip.scale, half),
                         None => {
