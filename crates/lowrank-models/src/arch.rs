@@ -1,6 +1,6 @@
 //! The registry: one line for each architecture, sorted by `model_type`.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use crate::{Builder, Config, Error, Head, Network, Result, Task};
 
@@ -95,6 +95,8 @@ pub struct Architecture {
     pub prefixes: &'static [&'static str],
     /// The name under which the head for [`Task::QuestionAns`] holds it, if another one.
     pub question_prefix: Option<&'static str>,
+    /// Modules that files know by another name, which is given second.
+    pub file_names: &'static [(&'static str, &'static str)],
     /// The paper.
     pub paper: &'static str,
     /// Builds network and head at the model's root.
@@ -119,6 +121,7 @@ impl Architecture {
         causal_class: None,
         prefixes: &["model"],
         question_prefix: None,
+        file_names: &[],
         paper: "",
         build: |c, _, _| Err(c.not_implemented("model_type", "an entry that builds something")),
     };
@@ -150,6 +153,15 @@ impl Architecture {
             Task::QuestionAns if let Some(prefix) = self.question_prefix => prefix,
             _ => self.prefixes.first().copied().unwrap_or_default(),
         }
+    }
+
+    /// The name under which files hold the tensor `name`.
+    pub fn file_name<'a>(&self, name: &'a str) -> Cow<'a, str> {
+        let other = self.file_names.iter().find_map(|(module, file)| {
+            let rest = name.strip_prefix(module).filter(|rest| rest.starts_with('.'))?;
+            Some(format!("{file}{rest}"))
+        });
+        other.map_or(Cow::Borrowed(name), Cow::Owned)
     }
 
     /// transformers' class for `task`, if there is a head for it.

@@ -87,7 +87,7 @@ impl Model {
         let tensors = self.modules.tensors().chain(self.kept.iter().map(AsRef::as_ref));
         let written = tensors.filter(|tensor| !self.is_tied(tensor));
         let mut entries = written
-            .map(|tensor| Entry::new(tensor.name(), tensor, options))
+            .map(|tensor| Entry::new(&self.architecture.file_name(tensor.name()), tensor, options))
             .collect::<Result<Vec<_>>>()?;
         if let Some((name, bias)) = self.second_bias() {
             entries.push(Entry::new(&name, bias, options)?);
