@@ -13,6 +13,7 @@ mod gemma3_text;
 mod glm;
 mod glm4;
 mod gpt2;
+mod gpt_neox;
 mod layoutlm;
 mod llama;
 mod mistral;
@@ -36,6 +37,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     glm::ENTRY,
     glm4::ENTRY,
     gpt2::ENTRY,
+    gpt_neox::ENTRY,
     layoutlm::ENTRY,
     llama::ENTRY,
     mistral::ENTRY,
