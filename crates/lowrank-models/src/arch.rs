@@ -5,6 +5,7 @@ use std::{borrow::Cow, sync::Arc};
 use crate::{Builder, Config, Error, Head, Network, Result, Task};
 
 mod bert;
+mod bloom;
 mod chatglm;
 mod electra;
 mod gemma;
@@ -29,6 +30,7 @@ mod xlm_roberta;
 /// All architectures.
 pub const ARCHITECTURES: &[Architecture] = &[
     bert::ENTRY,
+    bloom::ENTRY,
     chatglm::ENTRY,
     electra::ENTRY,
     gemma::ENTRY,
