@@ -19,6 +19,7 @@ mod layoutlm;
 mod llama;
 mod mistral;
 mod mt5;
+mod opt;
 mod phi3;
 mod qwen2;
 mod qwen3;
@@ -44,6 +45,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     llama::ENTRY,
     mistral::ENTRY,
     mt5::ENTRY,
+    opt::ENTRY,
     phi3::ENTRY,
     qwen2::ENTRY,
     qwen3::ENTRY,
