@@ -15,6 +15,7 @@ mod glm;
 mod glm4;
 mod gpt2;
 mod gpt_neox;
+mod gptj;
 mod layoutlm;
 mod llama;
 mod mistral;
@@ -41,6 +42,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     glm4::ENTRY,
     gpt2::ENTRY,
     gpt_neox::ENTRY,
+    gptj::ENTRY,
     layoutlm::ENTRY,
     llama::ENTRY,
     mistral::ENTRY,
