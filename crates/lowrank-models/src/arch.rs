@@ -7,6 +7,7 @@ use crate::{Builder, Config, Error, Head, Network, Result, Task};
 mod bert;
 mod bloom;
 mod chatglm;
+mod codegen;
 mod electra;
 mod gemma;
 mod gemma2;
@@ -34,6 +35,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     bert::ENTRY,
     bloom::ENTRY,
     chatglm::ENTRY,
+    codegen::ENTRY,
     electra::ENTRY,
     gemma::ENTRY,
     gemma2::ENTRY,
