@@ -15,6 +15,7 @@ mod gemma3_text;
 mod glm;
 mod glm4;
 mod gpt2;
+mod gpt_bigcode;
 mod gpt_neo;
 mod gpt_neox;
 mod gptj;
@@ -44,6 +45,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     glm::ENTRY,
     glm4::ENTRY,
     gpt2::ENTRY,
+    gpt_bigcode::ENTRY,
     gpt_neo::ENTRY,
     gpt_neox::ENTRY,
     gptj::ENTRY,
