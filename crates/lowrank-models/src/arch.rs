@@ -22,6 +22,7 @@ mod gptj;
 mod layoutlm;
 mod llama;
 mod mistral;
+mod mpt;
 mod mt5;
 mod opt;
 mod phi3;
@@ -52,6 +53,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     layoutlm::ENTRY,
     llama::ENTRY,
     mistral::ENTRY,
+    mpt::ENTRY,
     mt5::ENTRY,
     opt::ENTRY,
     phi3::ENTRY,
