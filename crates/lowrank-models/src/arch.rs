@@ -25,6 +25,7 @@ mod mistral;
 mod mpt;
 mod mt5;
 mod opt;
+mod phi;
 mod phi3;
 mod qwen2;
 mod qwen3;
@@ -56,6 +57,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     mpt::ENTRY,
     mt5::ENTRY,
     opt::ENTRY,
+    phi::ENTRY,
     phi3::ENTRY,
     qwen2::ENTRY,
     qwen3::ENTRY,
