@@ -9,6 +9,7 @@ mod bloom;
 mod chatglm;
 mod codegen;
 mod electra;
+mod falcon;
 mod gemma;
 mod gemma2;
 mod gemma3_text;
@@ -41,6 +42,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     chatglm::ENTRY,
     codegen::ENTRY,
     electra::ENTRY,
+    falcon::ENTRY,
     gemma::ENTRY,
     gemma2::ENTRY,
     gemma3_text::ENTRY,
