@@ -19,7 +19,7 @@ mod route;
 mod rows;
 
 pub use activation::{Activation, activation, gated, gated_halves};
-pub use arithmetic::{add, mul, reshape, scale, shift, sum_all};
+pub use arithmetic::{add, clip, mul, reshape, scale, shift, sum_all};
 pub use attention::{AttentionShape, KeyValues, Span, attention, attention_cached};
 pub use cross_entropy::{ScoredTargets, cross_entropy, scored_cross_entropy};
 pub use dropout::dropout;

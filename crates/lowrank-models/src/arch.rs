@@ -1,24 +1,34 @@
 //! The registry: one line for each architecture, sorted by `model_type`.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use crate::{Builder, Config, Error, Head, Network, Result, Task};
 
 mod bert;
+mod bloom;
 mod chatglm;
+mod codegen;
 mod deepseek_v3;
 mod electra;
+mod falcon;
 mod gemma;
 mod gemma2;
 mod gemma3_text;
 mod glm;
 mod glm4;
 mod gpt2;
+mod gpt_bigcode;
+mod gpt_neo;
+mod gpt_neox;
+mod gptj;
 mod layoutlm;
 mod llama;
 mod mistral;
 mod mixtral;
+mod mpt;
 mod mt5;
+mod opt;
+mod phi;
 mod phi3;
 mod qwen2;
 mod qwen2_moe;
@@ -32,20 +42,30 @@ mod xlm_roberta;
 /// All architectures.
 pub const ARCHITECTURES: &[Architecture] = &[
     bert::ENTRY,
+    bloom::ENTRY,
     chatglm::ENTRY,
+    codegen::ENTRY,
     deepseek_v3::ENTRY,
     electra::ENTRY,
+    falcon::ENTRY,
     gemma::ENTRY,
     gemma2::ENTRY,
     gemma3_text::ENTRY,
     glm::ENTRY,
     glm4::ENTRY,
     gpt2::ENTRY,
+    gpt_bigcode::ENTRY,
+    gpt_neo::ENTRY,
+    gpt_neox::ENTRY,
+    gptj::ENTRY,
     layoutlm::ENTRY,
     llama::ENTRY,
     mistral::ENTRY,
     mixtral::ENTRY,
+    mpt::ENTRY,
     mt5::ENTRY,
+    opt::ENTRY,
+    phi::ENTRY,
     phi3::ENTRY,
     qwen2::ENTRY,
     qwen2_moe::ENTRY,
@@ -103,6 +123,8 @@ pub struct Architecture {
     pub prefixes: &'static [&'static str],
     /// The name under which the head for [`Task::QuestionAns`] holds it, if another one.
     pub question_prefix: Option<&'static str>,
+    /// Modules that files know by another name, which is given second.
+    pub file_names: &'static [(&'static str, &'static str)],
     /// The paper.
     pub paper: &'static str,
     /// Builds network and head at the model's root.
@@ -127,6 +149,7 @@ impl Architecture {
         causal_class: None,
         prefixes: &["model"],
         question_prefix: None,
+        file_names: &[],
         paper: "",
         build: |c, _, _| Err(c.not_implemented("model_type", "an entry that builds something")),
     };
@@ -158,6 +181,15 @@ impl Architecture {
             Task::QuestionAns if let Some(prefix) = self.question_prefix => prefix,
             _ => self.prefixes.first().copied().unwrap_or_default(),
         }
+    }
+
+    /// The name under which files hold the tensor `name`.
+    pub fn file_name<'a>(&self, name: &'a str) -> Cow<'a, str> {
+        let other = self.file_names.iter().find_map(|(module, file)| {
+            let rest = name.strip_prefix(module).filter(|rest| rest.starts_with('.'))?;
+            Some(format!("{file}{rest}"))
+        });
+        other.map_or(Cow::Borrowed(name), Cow::Owned)
     }
 
     /// transformers' class for `task`, if there is a head for it.

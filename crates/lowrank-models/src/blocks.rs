@@ -1,6 +1,9 @@
 //! What architectures are made of: each block once, for all of them.
 
+pub mod alibi;
 pub mod attention;
+pub mod causal_attention;
+pub mod causal_decoder;
 pub mod decoder;
 pub mod encoder;
 pub mod encoder_block;
@@ -8,7 +11,6 @@ pub mod encoder_embeddings;
 pub mod encoder_heads;
 pub mod experts;
 pub mod feed_forward;
-pub mod fused_attention;
 pub mod head_norm;
 pub mod latent_attention;
 pub mod layer_types;
@@ -17,7 +19,9 @@ pub mod multi_head;
 pub mod positions;
 pub mod post_norm;
 pub mod pre_norm;
+pub mod projections;
 pub mod relative_position;
+pub mod residual;
 pub mod rotary;
 pub mod router;
 pub mod t5_stack;

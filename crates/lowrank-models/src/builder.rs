@@ -66,7 +66,7 @@ pub struct Builder {
 #[derive(Debug)]
 struct Shared {
     weights: Weights,
-    prefixes: &'static [&'static str],
+    architecture: &'static Architecture,
     base: &'static str,
     fresh: FreshInit,
     /// Weights are converted to this when they are loaded; `None` leaves them as they lie.
@@ -91,14 +91,13 @@ impl Builder {
     /// without one of the architecture's prefixes (`bert`, `model`).
     pub fn new(
         weights: Weights,
-        architecture: &Architecture,
+        architecture: &'static Architecture,
         task: Task,
         fresh: FreshInit,
         dtype: Option<DType>,
     ) -> Self {
-        let (prefixes, base) = (architecture.prefixes, architecture.base_for(task));
-        let state = RefCell::default();
-        let shared = Shared { weights, prefixes, base, fresh, dtype, state };
+        let (base, state) = (architecture.base_for(task), RefCell::default());
+        let shared = Shared { weights, architecture, base, fresh, dtype, state };
         Self { shared: Rc::new(shared), path: String::new(), filed: None }
     }
 
@@ -116,6 +115,19 @@ impl Builder {
     /// The place of the `index`-th block of a list.
     pub fn nth(&self, name: &str, index: usize) -> Self {
         self.at(name).at(&index.to_string())
+    }
+
+    /// What `build` makes at the places of a list, given their numbers.
+    ///
+    /// # Errors
+    /// Whatever `build` returns.
+    pub fn list<T>(
+        &self,
+        name: &str,
+        len: usize,
+        build: impl Fn(usize, &Self) -> Result<T>,
+    ) -> Result<Vec<T>> {
+        (0..len).map(|i| build(i, &self.nth(name, i))).collect()
     }
 
     /// The place of the base model under its head.
@@ -297,6 +309,16 @@ impl Builder {
         Ok(self.register_norm(&path, norm))
     }
 
+    /// A LayerNorm without weights.
+    ///
+    /// # Errors
+    /// Those of the allocation.
+    pub fn plain_layer_norm(&self, name: &str, dim: usize, eps: f64) -> Result<Norm> {
+        let ones = Weight::from_tensor(&Tensor::full(1f32, dim, &Device::Cpu)?)?;
+        let weight = BaseTensor::buffer(self.join(name), &ones)?;
+        Ok(Norm::new(NormKind::Layer, weight, None, eps))
+    }
+
     /// A dropout at this place.
     pub fn dropout(&self, name: &str, p: f32) -> DropoutSite {
         DropoutSite { p, site: random::site(&self.join(name)) }
@@ -361,7 +383,7 @@ impl Builder {
         self.spellings(full).into_iter().find(|name| self.shared.weights.has(name))
     }
 
-    /// The names under which files keep a tensor: its own, with or without the base model's
+    /// The names under which files keep a tensor: theirs, its own, with or without the base model's
     /// prefix, and the old names of LayerNorm's parameters.
     fn spellings(&self, full: &str) -> Vec<String> {
         let mut names = self.spellings_of(full);
@@ -370,13 +392,15 @@ impl Builder {
     }
 
     fn spellings_of(&self, full: &str) -> Vec<String> {
-        let mut names = vec![full.to_owned()];
-        for prefix in self.shared.prefixes {
+        let Architecture { prefixes, .. } = self.shared.architecture;
+        let mut names = vec![self.shared.architecture.file_name(full).into_owned()];
+        names.push(full.to_owned());
+        for prefix in *prefixes {
             let bare = full.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('.'));
             names.extend(bare.map(str::to_owned));
         }
         let bare = names.last().cloned().unwrap_or_default();
-        names.extend(self.shared.prefixes.iter().map(|prefix| format!("{prefix}.{bare}")));
+        names.extend(prefixes.iter().map(|prefix| format!("{prefix}.{bare}")));
         if let Some(norm) = full.strip_suffix(".weight") {
             names.push(format!("{norm}.gamma"));
         } else if let Some(norm) = full.strip_suffix(".bias") {

@@ -16,6 +16,8 @@ pub struct Config {
     /// Dotted place of this object in the file, with a dot at the end.
     at: String,
     fields: Map<String, Value>,
+    /// Fields and the names under which they are read where they are absent.
+    aliases: &'static [(&'static str, &'static str)],
 }
 
 impl Config {
@@ -35,7 +37,7 @@ impl Config {
     /// When it isn't a JSON object.
     pub fn parse(file: String, text: &str) -> Result<Self> {
         match serde_json::from_str(text) {
-            Ok(fields) => Ok(Self { file, at: String::new(), fields }),
+            Ok(fields) => Ok(Self { file, at: String::new(), fields, aliases: &[] }),
             Err(source) => Err(Error::Json { file, source }),
         }
     }
@@ -45,6 +47,19 @@ impl Config {
         &self.file
     }
 
+    /// The same fields, of which some have a second name: of each pair the second is read where
+    /// the first is absent.
+    pub fn with_aliases(&self, aliases: &'static [(&'static str, &'static str)]) -> Self {
+        Self { aliases, ..self.clone() }
+    }
+
+    /// The name under which the file has a field, or is expected to have it.
+    pub fn name_of<'a>(&self, key: &'a str) -> &'a str {
+        let is_present = |key: &str| self.fields.get(key).is_some_and(|v| !v.is_null());
+        let alias = self.aliases.iter().find(|(name, _)| *name == key);
+        alias.filter(|_| !is_present(key)).map_or(key, |(_, alias)| alias)
+    }
+
     /// All fields.
     pub fn fields(&self) -> &Map<String, Value> {
         &self.fields
@@ -52,7 +67,7 @@ impl Config {
 
     /// A field's value; `null` counts as absent.
     pub fn get(&self, key: &str) -> Option<&Value> {
-        self.fields.get(key).filter(|v| !v.is_null())
+        self.fields.get(self.name_of(key)).filter(|v| !v.is_null())
     }
 
     /// An error about a field.
@@ -60,7 +75,7 @@ impl Config {
         let found = self.get(key).map_or("missing".to_owned(), shorten);
         Error::Field {
             file: self.file.clone(),
-            field: format!("{}{key}", self.at),
+            field: format!("{}{}", self.at, self.name_of(key)),
             found,
             must_be: must_be.into(),
         }
@@ -70,14 +85,17 @@ impl Config {
     pub fn not_implemented(&self, key: &str, known: &str) -> Error {
         Error::NotImplemented {
             file: self.file.clone(),
-            field: format!("{}{key}", self.at),
+            field: format!("{}{}", self.at, self.name_of(key)),
             found: self.get(key).map_or("missing".to_owned(), shorten),
             known: known.to_owned(),
         }
     }
 
     fn missing(&self, key: &str) -> Error {
-        Error::FieldMissing { file: self.file.clone(), field: format!("{}{key}", self.at) }
+        Error::FieldMissing {
+            file: self.file.clone(),
+            field: format!("{}{}", self.at, self.name_of(key)),
+        }
     }
 
     /// A size: a whole number from 1 on.
@@ -242,7 +260,12 @@ impl Config {
     pub fn object(&self, key: &str) -> Result<Option<Config>> {
         let read = |v: &Value| {
             let fields = v.as_object().ok_or_else(|| self.wrong(key, "an object"))?.clone();
-            Ok(Config { file: self.file.clone(), at: format!("{}{key}.", self.at), fields })
+            Ok(Config {
+                file: self.file.clone(),
+                at: format!("{}{key}.", self.at),
+                fields,
+                aliases: &[],
+            })
         };
         self.get(key).map(read).transpose()
     }
@@ -304,4 +327,20 @@ fn shorten(value: &Value) -> String {
         return format!("`{text}`");
     }
     format!("`{}…`", text.chars().take(60).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_name_is_read_and_named_where_the_first_is_absent() -> Result<()> {
+        let text = r#"{"wide": 8, "heads": 2, "n_heads": 3, "depth": "two"}"#;
+        let c = Config::parse("config.json".to_owned(), text)?;
+        let c = c.with_aliases(&[("width", "wide"), ("heads", "n_heads"), ("layers", "depth")]);
+        assert_eq!((c.size("width")?, c.size("heads")?), (8, 2));
+        let message = c.size("layers").expect_err("no number").to_string();
+        assert!(message.contains("`depth` is `\"two\"`"), "{message}");
+        Ok(())
+    }
 }

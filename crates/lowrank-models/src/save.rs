@@ -58,8 +58,8 @@ impl Entry {
         tensor.stored()?.into_iter().map(|part| Self::new(part, options)).collect()
     }
 
-    fn named(self, name: &str) -> Self {
-        Self { tensor: Stored { name: name.to_owned(), ..self.tensor }, ..self }
+    fn named(self, name: String) -> Self {
+        Self { tensor: Stored { name, ..self.tensor }, ..self }
     }
 
     fn elements(&self) -> u64 {
@@ -88,11 +88,15 @@ impl Model {
         let tensors = self.modules.tensors().chain(self.kept.iter().map(AsRef::as_ref));
         let mut entries = Vec::new();
         for tensor in tensors.filter(|tensor| !self.is_tied(tensor)) {
-            entries.extend(Entry::all_of(tensor, options)?);
+            let copies = Entry::all_of(tensor, options)?.into_iter();
+            entries.extend(copies.map(|copy| {
+                let name = self.architecture.file_name(&copy.tensor.name).into_owned();
+                copy.named(name)
+            }));
         }
         if let Some((name, bias)) = self.second_bias() {
             let copies = Entry::all_of(bias, options)?;
-            entries.extend(copies.into_iter().map(|copy| copy.named(&name)));
+            entries.extend(copies.into_iter().map(|copy| copy.named(name.clone())));
         }
         let mut shards: Vec<Vec<Entry>> = vec![Vec::new()];
         let mut filled = 0u64;

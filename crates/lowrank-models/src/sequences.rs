@@ -12,6 +12,8 @@ pub struct Sequences {
     lengths: Vec<usize>,
     /// Position of each token in its sequence, as positional encodings see it.
     pub positions: Arc<[u32]>,
+    /// Place of each token among its sequence's tokens, which padding before them doesn't move.
+    pub places: Arc<[u32]>,
     /// Rows of each sequence.
     pub spans: Arc<[Span]>,
     /// For each sequence the length that scaled rotary embeddings go by.
@@ -26,7 +28,8 @@ impl Sequences {
     }
 
     fn with_positions(lengths: &[usize], positions: Arc<[u32]>, extents: Vec<usize>) -> Self {
-        Self { lengths: lengths.to_vec(), positions, spans: Span::packed(lengths).into(), extents }
+        let (places, spans) = (Arc::clone(&positions), Span::packed(lengths).into());
+        Self { lengths: lengths.to_vec(), positions, places, spans, extents }
     }
 
     /// Sequences that go on from where a cache stands; each token's position is its place there.
@@ -153,7 +156,8 @@ impl Padded {
     pub fn sequences(&self) -> Sequences {
         let columns = self.columns.max(1);
         let positions = self.real.iter().map(|i| (i % columns) as u32).collect();
-        Sequences::with_positions(&self.lengths, positions, vec![self.columns; self.rows])
+        let extents = vec![self.columns; self.rows];
+        Sequences { positions, extents, ..Sequences::packed(&self.lengths) }
     }
 
     /// Every place, padding included, as rows that attend to their sequence's real places. In an

@@ -207,6 +207,35 @@ pub struct DecoderHeads {
     pub token_classifier: &'static str,
     /// Field with the dropout of the token classifier, and the default without it.
     pub token_dropout: (&'static str, f64),
+    /// Whether `lm_head` has a bias.
+    pub output_bias: bool,
+    /// Whether `lm_head` reads the embedding's table where the config doesn't say.
+    pub tied: bool,
+}
+
+impl DecoderHeads {
+    /// As transformers' generic heads have it.
+    pub const GENERIC: Self = Self {
+        token_classifier: "score",
+        token_dropout: ("hidden_dropout", 0.1),
+        output_bias: false,
+        tied: true,
+    };
+}
+
+/// A decoder with its head for `task`, at the model's root `b`.
+///
+/// # Errors
+/// As [`decoder_head`].
+pub fn with_decoder_head(
+    task: Task,
+    c: &Config,
+    network: impl Network + 'static,
+    names: DecoderHeads,
+    b: &Builder,
+) -> crate::Result<(Arc<dyn Network>, Head)> {
+    let head = decoder_head(task, c, &network, names, b)?;
+    Ok((Arc::new(network), head))
 }
 
 /// The head of a decoder for `task`, at the model's root `b`.
@@ -226,9 +255,12 @@ pub fn decoder_head(
     };
     Ok(match task {
         Task::CausalLm | Task::Seq2SeqLm | Task::MaskedLm => {
-            let linear = match c.switch_or("tie_word_embeddings", true)? {
-                true => b.tied_linear("lm_head", network.table(), None)?,
-                false => b.linear("lm_head", hidden, rows, false)?,
+            let bias = names.output_bias;
+            let linear = match c.switch_or("tie_word_embeddings", names.tied)? {
+                true => {
+                    b.tied_linear("lm_head", network.table(), bias.then_some("lm_head.bias"))?
+                }
+                false => b.linear("lm_head", hidden, rows, bias)?,
             };
             Head::Tokens(TokenHead::of(linear))
         }

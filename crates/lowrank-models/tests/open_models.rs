@@ -130,6 +130,10 @@ fn what_is_not_implemented_is_refused_by_name() {
         ("gemma2_own", "use_bidirectional_attention", true.into()),
         ("phi3_own", "lm_head_bias", true.into()),
         ("gemma2_own", "layer_types", json!(["full_attention", "chunked_attention"])),
+        ("falcon_own", "apply_residual_connection_post_layernorm", true.into()),
+        ("mpt_own", "logit_scale", 0.5.into()),
+        ("mpt_own", "norm_type", "rmsnorm".into()),
+        ("opt_own", "layerdrop", 0.1.into()),
     ] {
         let message = error(name, key, value);
         assert!(message.contains(&format!("`{key}` is ")), "{message}");
@@ -139,6 +143,16 @@ fn what_is_not_implemented_is_refused_by_name() {
     assert!(
         message.ends_with("field `n_embd` is `32`; it must be a multiple of `n_head`, which is 5")
     );
+    for (key, value) in [("alibi", false.into()), ("alibi_bias_max", 4.into())] {
+        let attention: serde_json::Map<_, _> = [(key.to_owned(), value)].into_iter().collect();
+        let message = error("mpt_own", "attn_config", attention.into());
+        assert!(message.contains(&format!("`attn_config.{key}` is ")), "{message}");
+    }
+    // Three layouts, and nothing between them.
+    for (key, value) in [("num_kv_heads", 3.into()), ("new_decoder_architecture", true.into())] {
+        let message = error("falcon_own", key, value);
+        assert!(message.contains("it must be "), "{message}");
+    }
     let message = error("t5", "relative_attention_num_buckets", 2.into());
     assert!(message.ends_with("it must be at least 4"), "{message}");
 }
@@ -186,14 +200,19 @@ fn stretched_positions_that_do_not_fit_are_explained() {
 
 #[test]
 fn a_sequence_beyond_the_table_of_positions_is_explained() -> Result<()> {
-    for (name, field) in [("gpt2", "n_positions"), ("bert", "max_position_embeddings")] {
+    for (name, field, rows) in [
+        ("gpt2", "n_positions", 40),
+        ("bert", "max_position_embeddings", 40),
+        ("opt_own", "max_position_embeddings", 24),
+    ] {
         let model = Model::open(&fixture(name), &OpenOptions::default())?;
         let pass = Pass::inference(Arc::default());
         let logits = |n: usize| model.logits(&Input::packed(&[vec![3; n]]), None, &pass);
-        assert!(logits(40).is_ok());
-        let message = logits(41).map(drop).expect_err("41 of 40 positions").to_string();
-        let must_be = format!("`{field}` in `config.json` is 40");
-        assert!(message.contains("41 tokens") && message.contains(&must_be), "{message}");
+        assert!(logits(rows).is_ok());
+        let message = logits(rows + 1).map(drop).expect_err("one too many").to_string();
+        let must_be = format!("`{field}` in `config.json` is {rows}");
+        let tokens = format!("{} tokens", rows + 1);
+        assert!(message.contains(&tokens) && message.contains(&must_be), "{message}");
     }
     Ok(())
 }

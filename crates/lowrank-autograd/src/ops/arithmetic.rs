@@ -1,4 +1,5 @@
-//! Sums, products and changes of shape; nothing is saved but the factors of a product.
+//! Sums, products and changes of shape; nothing is saved but the factors of a product and
+//! what was clipped.
 
 use candle_core::Tensor;
 
@@ -6,7 +7,7 @@ use crate::{
     Result, Value,
     kernels::{
         F32,
-        elementwise::{combine, scaled, sum},
+        elementwise::{combine, map, scaled, sum},
         tensor,
     },
     profile,
@@ -62,6 +63,36 @@ pub fn shift(x: &Value, offset: f32) -> Result<Value> {
     let y = F32::of("shift", &data)?.iter().map(|x| x + offset).collect();
     let y = tensor(y, x.dims())?;
     Ok(Value::record("shift", y, [x], |_| |dy: Tensor| Ok([Some(dy)])))
+}
+
+/// Every element's nearest number from `-limit` to `limit`; beyond them the gradient is 0. Saved:
+/// which elements lie within.
+///
+/// # Errors
+/// When `x` isn't f32.
+pub fn clip(x: &Value, limit: f32) -> Result<Value> {
+    let _time = profile::scope("clip");
+    let data = x.data().contiguous()?;
+    let elements = F32::of("clip", &data)?;
+    let nearest = |x| {
+        if x > limit {
+            limit
+        } else if x < -limit {
+            -limit
+        } else {
+            x
+        }
+    };
+    let y = tensor(map(&elements, nearest), x.dims())?;
+    Ok(Value::record("clip", y, [x], |_| {
+        let within: Vec<bool> = elements.iter().map(|x| x.abs() <= limit).collect();
+        move |dy: Tensor| {
+            let dy = dy.contiguous()?;
+            let dx = F32::of("clip", &dy)?;
+            let dx = dx.iter().zip(&within).map(|(d, within)| if *within { *d } else { 0.0 });
+            Ok([Some(tensor(dx.collect(), dy.dims())?)])
+        }
+    }))
 }
 
 /// The same elements under another shape.

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use candle_core::DType;
 use lowrank_autograd::{Dropout, Key, ops, reference};
 use proptest::prelude::*;
 
-use super::check::{check, indices, normal};
+use super::check::{check, indices, normal, rounded};
 
 /// A mask whose rows have keys of their own.
 pub(crate) fn mask(seed: u64, n: usize, p: f32) -> Dropout {
@@ -28,6 +29,9 @@ proptest! {
         check(x, |v| ops::sum_all(&v[0]), |t| Ok(t[0].sum_all()?));
         let (from, to) = ((seed % d as u64) as usize, d);
         check(x, |v| ops::columns(&v[0], from..to), |t| Ok(t[0].narrow(1, from, to - from)?));
+        // Between two numbers of bf16: no difference steps over the limit.
+        let coarse = [rounded(&t[0], DType::BF16)];
+        check(&coarse, |v| ops::clip(&v[0], 0.752), |t| Ok(t[0].clamp(-0.752f32, 0.752f32)?));
         let rows = indices(seed, 2 * n, n);
         let picked: Arc<[usize]> = rows.iter().map(|&row| row as usize).collect();
         check(

@@ -85,6 +85,7 @@ fn the_rest() {
     same(&t, |v| ops::mul(&ops::add(&v[0], &v[3])?, &ops::scale(&v[0], 0.3)?));
     same(&t[..1], |v| ops::sum_all(&v[0]));
     same(&t[..1], |v| ops::columns(&v[0], 5..501));
+    same(&t[..1], |v| ops::clip(&v[0], 0.5));
     same(&t[..1], |v| ops::select_rows(&v[0], &(0..n).map(|i| i * i % n).collect()));
     same(&t[..1], |v| ops::dropout(&v[0], Some(&mask(2, n, 0.3))));
     let wide = normal(6, &[&[n, 9 * 64]]);

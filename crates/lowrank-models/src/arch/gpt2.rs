@@ -1,26 +1,17 @@
 //! GPT-2: pre-norm blocks, learned positions, queries, keys and values from one layer.
 //! Paper: Radford et al., 2019. Reference: transformers `models/gpt2/modeling_gpt2.py`.
 
-use std::sync::Arc;
-
-use lowrank_autograd::{
-    Result as ComputeResult, Value,
-    ops::{self, AttentionShape, KeyValues},
-};
-use lowrank_peft::{
-    Pass,
-    layers::{Embedding, Norm},
-};
+use lowrank_autograd::ops::AttentionShape;
+use lowrank_peft::layers::Linear;
 
 use super::{Architecture, Parts};
 use crate::{
-    Builder, Cache, Config, Context, DropoutSite, Input, Network, Result, Sequences, Task,
-    blocks::{
-        feed_forward::FeedForward, fused_attention::FusedAttention, multi_head::divided_attention,
-        positions::LearnedPositions, pre_norm::PreNorm,
+    Builder, Config, DropoutSite, Result, Task,
+    blocks::causal_decoder::{
+        CausalAttention, CausalBlock, CausalDecoder, FeedForward, Fused, LearnedPositions,
+        Positions, Projections, Residual, causal_shape,
     },
-    network::run_blocks,
-    task_heads::{DecoderHeads, decoder_head},
+    task_heads::{DecoderHeads, with_decoder_head},
 };
 
 pub(super) const ENTRY: Architecture = Architecture {
@@ -33,110 +24,131 @@ pub(super) const ENTRY: Architecture = Architecture {
     ..Architecture::DECODER
 };
 
+/// Other names of the fields that say how large the model is.
+pub(super) const ALIASES: &[(&str, &str)] = &[
+    ("n_embd", "hidden_size"),
+    ("n_head", "num_attention_heads"),
+    ("n_layer", "num_hidden_layers"),
+    ("n_positions", "max_position_embeddings"),
+];
+
+/// A config of GPT-2's fields, and the dropout where it names none.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Gpt<'a> {
+    pub(super) c: &'a Config,
+    pub(super) dropout: f64,
+}
+
 fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
-    if c.switch_or("add_cross_attention", false)? {
-        return Err(c.not_implemented("add_cross_attention", "false"));
-    }
-    let base = b.base();
-    let hidden = c.size("n_embd")?;
-    let blocks = (0..c.size("n_layer")?).map(|i| Block::build(c, i, &base.nth("h", i)));
-    let network = Arc::new(Gpt2 {
-        wte: base.embedding("wte", c.size("vocab_size")?, hidden)?,
-        wpe: LearnedPositions::build("wpe", "n_positions", hidden, c, &base)?,
-        drop: base.dropout("drop", c.probability_or("embd_pdrop", 0.1)?),
-        h: blocks.collect::<Result<_>>()?,
-        ln_f: base.layer_norm("ln_f", hidden, c.epsilon_or("layer_norm_epsilon", 1e-5)?)?,
-    });
-    let names =
-        DecoderHeads { token_classifier: "classifier", token_dropout: ("hidden_dropout", 0.1) };
-    let head = decoder_head(task, c, network.as_ref(), names, b)?;
-    Ok((network, head))
-}
-
-#[derive(Clone, Debug)]
-struct Gpt2 {
-    wte: Embedding,
-    wpe: LearnedPositions,
-    drop: DropoutSite,
-    h: Vec<Block>,
-    ln_f: Norm,
-}
-
-#[derive(Clone, Debug)]
-struct Block {
-    ln_1: PreNorm,
-    attn: FusedAttention,
-    ln_2: PreNorm,
-    mlp: FeedForward,
-}
-
-impl Block {
-    fn build(c: &Config, index: usize, b: &Builder) -> Result<Self> {
-        let hidden = c.size("n_embd")?;
-        let inner = c.size_or("n_inner", 4 * hidden)?;
-        let eps = c.epsilon_or("layer_norm_epsilon", 1e-5)?;
-        let resid_pdrop = c.probability_or("resid_pdrop", 0.1)?;
-        let pre_norm = |name, dropout| -> Result<PreNorm> {
-            let norm = b.layer_norm(name, hidden, eps)?;
-            Ok(PreNorm { norm, dropout: b.dropout(dropout, resid_pdrop) })
+    let gpt = Gpt { c: &c.with_aliases(ALIASES), dropout: 0.1 };
+    let hidden = gpt.width()?;
+    let network = gpt.with_learned_positions(&b.base(), |i, b| {
+        let attention = |b: &Builder| {
+            let qkv = Fused::new(b.conv1d("c_attn", hidden, 3 * hidden)?, 1);
+            let output = b.conv1d("c_proj", hidden, hidden)?;
+            let (shape, dropout) = (attention(gpt.c, i)?, gpt.attention_dropout(b)?);
+            Ok(CausalAttention::new(Projections::Fused(qkv), output, shape, dropout))
         };
-        Ok(Self {
-            ln_1: pre_norm("ln_1", "attn.resid_dropout")?,
-            attn: FusedAttention {
-                qkv: b.conv1d("attn.c_attn", hidden, 3 * hidden)?,
-                output: b.conv1d("attn.c_proj", hidden, hidden)?,
-                shape: attention(c, index)?,
-                dropout: b.dropout("attn.attn_dropout", c.probability_or("attn_pdrop", 0.1)?),
-            },
-            ln_2: pre_norm("ln_2", "mlp.dropout")?,
-            mlp: FeedForward::plain(
-                b.conv1d("mlp.c_fc", hidden, inner)?,
-                c.activation("activation_function", "gelu_new")?,
-                b.conv1d("mlp.c_proj", inner, hidden)?,
-            ),
-        })
-    }
+        gpt.pre_norm_block(b, attention, |name, input, out| b.conv1d(name, input, out))
+    })?;
+    finish(c, task, network, b)
+}
 
-    fn forward(
-        &self,
-        x: &Value,
-        sequences: &Sequences,
-        cache: Option<&mut [KeyValues]>,
-        pass: &Pass,
-    ) -> ComputeResult<Value> {
-        let attn = |x: &Value| self.attn.forward(x, sequences, cache, pass);
-        let x = self.ln_1.around(x, pass, attn)?;
-        self.ln_2.around(&x, pass, |x| self.mlp.forward(x, pass))
-    }
+/// The decoder with its head.
+pub(super) fn finish(c: &Config, task: Task, network: CausalDecoder, b: &Builder) -> Result<Parts> {
+    let names = DecoderHeads { token_classifier: "classifier", ..DecoderHeads::GENERIC };
+    with_decoder_head(task, c, network, names, b)
 }
 
 /// The attention of a layer. `reorder_and_upcast_attn` changes nothing where scores are f32.
-fn attention(c: &Config, index: usize) -> Result<AttentionShape> {
-    let shape = divided_attention(c, "n_embd", "n_head")?;
+pub(super) fn attention(c: &Config, index: usize) -> Result<AttentionShape> {
+    if c.switch_or("add_cross_attention", false)? {
+        return Err(c.not_implemented("add_cross_attention", "false"));
+    }
+    let shape = causal_shape(c, "n_embd", "n_head")?;
     let scale = if c.switch_or("scale_attn_weights", true)? { shape.scale } else { 1.0 };
     let by_layer = c.switch_or("scale_attn_by_inverse_layer_idx", false)?;
     let layer = if by_layer { (index + 1) as f32 } else { 1.0 };
-    Ok(AttentionShape { causal: true, scale: scale / layer, ..shape })
+    Ok(AttentionShape { scale: scale / layer, ..shape })
 }
 
-impl Network for Gpt2 {
-    fn forward(&self, input: &Input, context: Context<'_>, pass: &Pass) -> ComputeResult<Value> {
-        let sequences = &input.sequences;
-        let mut x = self.wte.forward(&input.ids, pass)?;
-        x = ops::add(&x, &self.wpe.forward(sequences, pass)?)?;
-        if let Some(types) = &input.token_types {
-            x = ops::add(&x, &self.wte.forward(types, pass)?)?;
-        }
-        x = self.drop.forward(&x, pass)?;
-        x = run_blocks(&self.h, x, sequences, context.cache, pass, Block::forward)?;
-        self.ln_f.forward(&x, pass)
+impl Gpt<'_> {
+    /// Width of the residual stream.
+    pub(super) fn width(self) -> Result<usize> {
+        self.c.size("n_embd")
     }
 
-    fn new_cache(&self, sequences: usize) -> Cache {
-        Cache::new(self.h.len(), sequences)
+    /// [`Gpt::decoder`] with a table of positions.
+    pub(super) fn with_learned_positions(
+        self,
+        b: &Builder,
+        block: impl Fn(usize, &Builder) -> Result<CausalBlock>,
+    ) -> Result<CausalDecoder> {
+        let wpe = || LearnedPositions::build("wpe", "n_positions", self.width()?, self.c, b);
+        self.decoder(|| Ok(Positions::Learned(wpe()?)), b, block)
     }
 
-    fn table(&self) -> &Embedding {
-        &self.wte
+    /// The decoder at `b`; `block` builds a block at its place, given its number.
+    pub(super) fn decoder(
+        self,
+        positions: impl FnOnce() -> Result<Positions>,
+        b: &Builder,
+        block: impl Fn(usize, &Builder) -> Result<CausalBlock>,
+    ) -> Result<CausalDecoder> {
+        let (c, hidden) = (self.c, self.width()?);
+        let embedding = b.embedding("wte", c.size("vocab_size")?, hidden)?;
+        let positions = positions()?;
+        let blocks = b.list("h", c.size("n_layer")?, block)?;
+        let norm = b.layer_norm("ln_f", hidden, self.eps()?)?;
+        Ok(CausalDecoder {
+            token_types: true,
+            dropout: Some(b.dropout("drop", c.probability_or("embd_pdrop", self.dropout)?)),
+            ..CausalDecoder::new(embedding, positions, blocks, Some(norm))
+        })
+    }
+
+    /// A block with norms before attention and MLP; `attention` and `layer` build what is in it.
+    pub(super) fn pre_norm_block(
+        self,
+        b: &Builder,
+        attention: impl FnOnce(&Builder) -> Result<CausalAttention>,
+        layer: impl Fn(&str, usize, usize) -> Result<Linear>,
+    ) -> Result<CausalBlock> {
+        let (hidden, eps) = (self.width()?, self.eps()?);
+        let [first, second] = self.residual_dropouts(b)?;
+        let around = |name, dropout| -> Result<Residual> {
+            Ok(Residual::pre(b.layer_norm(name, hidden, eps)?, dropout))
+        };
+        let first = (around("ln_1", first)?, attention(&b.at("attn"))?);
+        let second = (around("ln_2", second)?, self.mlp(["mlp.c_fc", "mlp.c_proj"], layer)?);
+        Ok(CausalBlock::sequential(first, second))
+    }
+
+    /// Epsilon of all norms.
+    pub(super) fn eps(self) -> Result<f64> {
+        self.c.epsilon_or("layer_norm_epsilon", 1e-5)
+    }
+
+    /// Dropout on the probabilities of the attention at `b`.
+    pub(super) fn attention_dropout(self, b: &Builder) -> Result<DropoutSite> {
+        Ok(b.dropout("attn_dropout", self.c.probability_or("attn_pdrop", self.dropout)?))
+    }
+
+    /// Dropout on what attention and MLP add.
+    pub(super) fn residual_dropouts(self, b: &Builder) -> Result<[DropoutSite; 2]> {
+        let p = self.c.probability_or("resid_pdrop", self.dropout)?;
+        Ok(["attn.resid_dropout", "mlp.dropout"].map(|name| b.dropout(name, p)))
+    }
+
+    /// The MLP of two layers, which `layer` builds.
+    pub(super) fn mlp(
+        self,
+        [up, down]: [&str; 2],
+        layer: impl Fn(&str, usize, usize) -> Result<Linear>,
+    ) -> Result<FeedForward> {
+        let hidden = self.width()?;
+        let inner = self.c.size_or("n_inner", 4 * hidden)?;
+        let activation = self.c.activation("activation_function", "gelu_new")?;
+        Ok(FeedForward::plain(layer(up, hidden, inner)?, activation, layer(down, inner, hidden)?))
     }
 }

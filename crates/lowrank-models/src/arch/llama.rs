@@ -123,7 +123,6 @@ pub(super) fn with_attention(
 
 /// The decoder with its head.
 pub(super) fn finish(c: &Config, task: Task, decoder: Decoder, b: &Builder) -> Result<Parts> {
-    let names = DecoderHeads { token_classifier: "score", token_dropout: ("hidden_dropout", 0.1) };
-    let head = decoder_head(task, c, &decoder, names, b)?;
+    let head = decoder_head(task, c, &decoder, DecoderHeads::GENERIC, b)?;
     Ok((Arc::new(decoder), head))
 }

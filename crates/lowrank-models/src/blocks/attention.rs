@@ -6,8 +6,13 @@ use lowrank_autograd::{
 };
 use lowrank_peft::{Pass, layers::Linear};
 
-use super::head_norm::HeadNorm;
-use crate::{Builder, DropoutSite, Sequences};
+use super::{
+    causal_attention::CausalAttention,
+    head_norm::HeadNorm,
+    positions::Places,
+    projections::{Fused, Projections},
+};
+use crate::{Builder, Sequences};
 
 /// How the tokens of a sequence are mixed.
 pub trait Attention: std::fmt::Debug + Send + Sync {
@@ -89,23 +94,7 @@ impl SelfAttentionShape {
 
 /// Causal self-attention of the Llama family.
 #[derive(Clone, Debug)]
-pub struct SelfAttention {
-    projection: Projection,
-    output: Linear,
-    head_norms: Option<[HeadNorm; 2]>,
-    shape: AttentionShape,
-    rotary: RotaryStyle,
-    dropout: DropoutSite,
-}
-
-/// Where queries, keys and values come from.
-#[derive(Clone, Debug)]
-enum Projection {
-    /// A layer for each.
-    Separate([Linear; 3]),
-    /// One layer, whose rows are so many equal groups of queries, then keys, then values.
-    Fused(Linear, usize),
-}
+pub struct SelfAttention(CausalAttention);
 
 impl SelfAttention {
     /// Projections `q_proj`, `k_proj`, `v_proj`, `o_proj` at `b`.
@@ -117,7 +106,7 @@ impl SelfAttention {
         let separate =
             [into("q_proj", s.heads)?, into("k_proj", s.kv_heads)?, into("v_proj", s.kv_heads)?];
         let output = s.output("o_proj", b)?;
-        let attention = Self::of(s, Projection::Separate(separate), output, b);
+        let attention = Self::of(s, Projections::Separate(separate), output, b);
         let Some(eps) = s.qk_norm else { return Ok(attention) };
         let norm = |name| b.rms_norm(name, s.head_dim, eps).map(HeadNorm::Shared);
         Ok(attention.with_head_norms([norm("q_norm")?, norm("k_norm")?]))
@@ -125,29 +114,24 @@ impl SelfAttention {
 
     /// Queries, keys and values from one layer, in that order.
     pub fn fused(s: &SelfAttentionShape, [qkv, output]: [Linear; 2], b: &Builder) -> Self {
-        Self::of(s, Projection::Fused(qkv, 1), output, b)
+        Self::of(s, Projections::Fused(Fused::new(qkv, 1)), output, b)
     }
 
     /// [`SelfAttention::fused`] whose layer has all three head by head; each has keys of its own.
     pub fn fused_by_head(s: &SelfAttentionShape, [qkv, output]: [Linear; 2], b: &Builder) -> Self {
-        Self::of(s, Projection::Fused(qkv, s.heads), output, b)
+        Self::of(s, Projections::Fused(Fused::new(qkv, s.heads)), output, b)
     }
 
-    fn of(s: &SelfAttentionShape, projection: Projection, output: Linear, b: &Builder) -> Self {
-        Self {
-            projection,
-            output,
-            head_norms: None,
-            shape: s.attention(),
-            rotary: s.rotary,
-            dropout: b.dropout("attention", s.dropout),
-        }
+    fn of(s: &SelfAttentionShape, layers: Projections, output: Linear, b: &Builder) -> Self {
+        let dropout = b.dropout("attention", s.dropout);
+        let attention = CausalAttention::new(layers, output, s.attention(), dropout);
+        Self(CausalAttention { rotary: s.rotary, ..attention })
     }
 
     /// With norms of query and key heads.
     #[must_use]
     pub fn with_head_norms(self, norms: [HeadNorm; 2]) -> Self {
-        Self { head_norms: Some(norms), ..self }
+        Self(CausalAttention { head_norms: Some(norms), ..self.0 })
     }
 }
 
@@ -160,43 +144,19 @@ impl Attention for SelfAttention {
         cache: Option<&mut [KeyValues]>,
         pass: &Pass,
     ) -> Result<Value> {
-        let s = &self.shape;
-        let [mut q, mut k, v] = match &self.projection {
-            Projection::Separate([q, k, v]) => {
-                [q.forward(x, pass)?, k.forward(x, pass)?, v.forward(x, pass)?]
-            }
-            Projection::Fused(qkv, groups) => split(&qkv.forward(x, pass)?, *groups, s)?,
-        };
-        if let Some([q_norm, k_norm]) = &self.head_norms {
-            (q, k) = (q_norm.forward(&q, pass)?, k_norm.forward(&k, pass)?);
-        }
-        let q = ops::rotary(&q, s.head_dim, angles, self.rotary)?;
-        let k = ops::rotary(&k, s.head_dim, angles, self.rotary)?;
-        let mixed = attend(&q, &k, &v, s, sequences, cache, self.dropout.mask(pass))?;
-        self.output.forward(&mixed, pass)
+        let places = Places { angles: Some(angles.clone()), ..Places::default() };
+        self.0.forward(x, &places, sequences, cache, pass)
     }
 }
 
-/// Queries, keys and values of `qkv` `[n, widths of all three]`, which has them in `groups`.
-fn split(qkv: &Value, groups: usize, s: &AttentionShape) -> Result<[Value; 3]> {
-    let n = qkv.dims().first().copied().unwrap_or_default();
-    let [q, k, v] = [s.heads * s.head_dim, s.kv_heads * s.head_dim, s.kv_heads * s.value_dim];
-    let grouped = ops::reshape(qkv, &[n * groups, (q + k + v) / groups])?;
-    let read = |start, width| {
-        let part = ops::columns(&grouped, start / groups..(start + width) / groups)?;
-        ops::reshape(&part, &[n, width])
-    };
-    Ok([read(0, q)?, read(q, k)?, read(q + k, v)?])
-}
-
-/// Attention of sequences to themselves, over a cache where there is one.
+/// Attention of sequences to themselves, over a cache where there is one. `bias` as in
+/// [`ops::attention`].
 ///
 /// # Errors
 /// When the operands don't fit.
 pub fn attend(
-    q: &Value,
-    k: &Value,
-    v: &Value,
+    [q, k, v]: [&Value; 3],
+    bias: Option<&Value>,
     shape: &AttentionShape,
     sequences: &Sequences,
     cache: Option<&mut [KeyValues]>,
@@ -204,9 +164,9 @@ pub fn attend(
 ) -> Result<Value> {
     let spans = &sequences.spans;
     let Some(cache) = cache else {
-        return ops::attention(q, k, v, None, shape, spans, dropout);
+        return ops::attention(q, k, v, bias, shape, spans, dropout);
     };
     let (q, k, v) = (q.data().contiguous()?, k.data().contiguous()?, v.data().contiguous()?);
-    let y = ops::attention_cached(&q, &k, &v, None, shape, spans, cache)?;
+    let y = ops::attention_cached(&q, &k, &v, bias.map(Value::data), shape, spans, cache)?;
     Ok(Value::constant(y))
 }

@@ -6,7 +6,7 @@ use lowrank_autograd::{
 };
 use lowrank_peft::{Pass, layers::Linear};
 
-use crate::DropoutSite;
+use crate::{Builder, DropoutSite};
 
 /// `down(drop(f(up(x))))` (arXiv:1706.03762), or with a gate `down(drop(f(gate(x))·up(x)))`
 /// (arXiv:2002.05202).
@@ -28,6 +28,22 @@ impl FeedForward {
     /// Two layers with an activation between them.
     pub fn plain(up: Linear, activation: Activation, down: Linear) -> Self {
         Self { gate: None, up, activation, dropout: None, down }
+    }
+
+    /// [`FeedForward::plain`] of linear layers of these names at `b`, from the first width to the
+    /// second and back.
+    ///
+    /// # Errors
+    /// When a tensor is missing or misshapen.
+    pub fn linear(
+        [up, down]: [&str; 2],
+        [outer, inner]: [usize; 2],
+        bias: bool,
+        activation: Activation,
+        b: &Builder,
+    ) -> crate::Result<Self> {
+        let up = b.linear(up, outer, inner, bias)?;
+        Ok(Self::plain(up, activation, b.linear(down, inner, outer, bias)?))
     }
 
     /// `x` `[n, hidden_size]` → the same.

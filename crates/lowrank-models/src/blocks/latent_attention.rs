@@ -147,7 +147,7 @@ impl Attention for LatentAttention {
             window: None,
             softcap: None,
         };
-        let mixed = attend(&q, &k, &v, &shape, sequences, cache, self.dropout.mask(pass))?;
+        let mixed = attend([&q, &k, &v], None, &shape, sequences, cache, self.dropout.mask(pass))?;
         self.o_proj.forward(&mixed, pass)
     }
 }

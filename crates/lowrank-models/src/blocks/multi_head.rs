@@ -7,6 +7,7 @@ use lowrank_autograd::{
 };
 use lowrank_peft::{Pass, layers::Linear};
 
+use super::attention::attend;
 use crate::{Config, DropoutSite, Encoded, Sequences};
 
 /// `output(softmax(s·q·kᵀ + bias)·v)`, of layers that the architecture names itself.
@@ -49,7 +50,10 @@ pub fn divided_attention(c: &Config, width: &str, heads: &str) -> crate::Result<
     let (size, count) = (c.size(width)?, c.size(heads)?);
     match size.is_multiple_of(count) {
         true => Ok(full_attention(count, size / count)),
-        false => Err(c.wrong(width, format!("a multiple of `{heads}`, which is {count}"))),
+        false => {
+            let heads = c.name_of(heads);
+            Err(c.wrong(width, format!("a multiple of `{heads}`, which is {count}")))
+        }
     }
 }
 
@@ -68,16 +72,8 @@ impl MultiHeadAttention {
         pass: &Pass,
     ) -> Result<Value> {
         let [q, k, v] = [&self.query, &self.key, &self.value].map(|layer| layer.forward(x, pass));
-        let (q, k, v, spans) = (q?, k?, v?, &sequences.spans);
-        let mixed = match cache {
-            None => ops::attention(&q, &k, &v, bias, &self.shape, spans, self.dropout.mask(pass))?,
-            Some(cache) => {
-                let [q, k, v] = [&q, &k, &v].map(|v| v.data().contiguous());
-                let (q, k, v, bias) = (q?, k?, v?, bias.map(Value::data));
-                let y = ops::attention_cached(&q, &k, &v, bias, &self.shape, spans, cache)?;
-                Value::constant(y)
-            }
-        };
+        let (q, k, v, dropout) = (q?, k?, v?, self.dropout.mask(pass));
+        let mixed = attend([&q, &k, &v], bias, &self.shape, sequences, cache, dropout)?;
         self.output.forward(&mixed, pass)
     }
 

@@ -1,19 +1,71 @@
-//! Learned absolute positions: a vector for each place in a sequence.
+//! Where tokens stand: learned vectors of the places in a sequence, or what attention is told.
 
 use std::sync::Arc;
 
-use lowrank_autograd::{Result, Value};
+use candle_core::Tensor;
+use lowrank_autograd::{Result, Value, ops::Angles};
 use lowrank_peft::{Pass, layers::Embedding};
 
+use super::{
+    alibi::{Alibi, RoundedAlibi},
+    rotary::Rotary,
+};
 use crate::{Builder, Config, Sequences};
+
+/// How a decoder knows where its tokens stand.
+#[derive(Clone, Debug)]
+pub enum Positions {
+    /// By vectors that are added to the embedding.
+    Learned(LearnedPositions),
+    /// By the angles at which queries and keys are turned.
+    Rotary(Rotary),
+    /// By what is added to the scores.
+    Alibi(Alibi),
+    /// By what the place of a key adds to the scores.
+    RoundedAlibi(RoundedAlibi),
+}
+
+/// What attention is told of where tokens stand.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    /// Angles of every row.
+    pub angles: Option<Angles>,
+    /// What is added to the scores, as in [`lowrank_autograd::ops::attention`].
+    pub bias: Option<Value>,
+    /// What is added to the scores of those that look at a row, `[n, heads]`.
+    pub key_bias: Option<Tensor>,
+}
+
+impl Positions {
+    /// What attention is told of these sequences.
+    ///
+    /// # Errors
+    /// Those of the allocation.
+    pub fn places(&self, sequences: &Sequences) -> Result<Places> {
+        Ok(match self {
+            Self::Learned(_) => Places::default(),
+            Self::Rotary(rotary) => {
+                Places { angles: Some(rotary.angles(sequences)?), ..Places::default() }
+            }
+            Self::Alibi(alibi) => {
+                Places { bias: Some(alibi.bias(sequences)?), ..Places::default() }
+            }
+            Self::RoundedAlibi(alibi) => {
+                Places { key_bias: Some(alibi.of_keys(sequences)?), ..Places::default() }
+            }
+        })
+    }
+}
 
 /// A table of positions (arXiv:1706.03762, "learned positional embeddings").
 #[derive(Clone, Debug)]
 pub struct LearnedPositions {
     table: Embedding,
     /// The field of `config.json` that says how many there are.
-    field: &'static str,
+    field: String,
     rows: usize,
+    /// Rows of the table before that of the first position (OPT); positions then count tokens.
+    offset: Option<u32>,
 }
 
 impl LearnedPositions {
@@ -23,13 +75,31 @@ impl LearnedPositions {
     /// When the field or the table is wrong.
     pub fn build(
         name: &str,
-        field: &'static str,
+        field: &str,
         dim: usize,
         c: &Config,
         b: &Builder,
     ) -> crate::Result<Self> {
         let rows = c.size(field)?;
-        Ok(Self { table: b.embedding(name, rows, dim)?, field, rows })
+        let (table, field) = (b.embedding(name, rows, dim)?, c.name_of(field).to_owned());
+        Ok(Self { table, field, rows, offset: None })
+    }
+
+    /// The table `name` at `b` of positions that padding doesn't move, of `offset` rows more than
+    /// the config's `field` says, which come first.
+    ///
+    /// # Errors
+    /// When the field or the table is wrong.
+    pub fn counting_tokens(
+        name: &str,
+        field: &str,
+        (dim, offset): (usize, u32),
+        c: &Config,
+        b: &Builder,
+    ) -> crate::Result<Self> {
+        let rows = c.size(field)?;
+        let table = b.embedding(name, rows + offset as usize, dim)?;
+        Ok(Self { table, field: c.name_of(field).to_owned(), rows, offset: Some(offset) })
     }
 
     /// The vector of every token's position, `[n, dim]`.
@@ -37,7 +107,10 @@ impl LearnedPositions {
     /// # Errors
     /// When a position lies beyond the table.
     pub fn forward(&self, sequences: &Sequences, pass: &Pass) -> Result<Value> {
-        self.rows(&sequences.positions, pass)
+        match self.offset {
+            None => self.rows(&sequences.positions, pass),
+            Some(_) => self.rows(&sequences.places, pass),
+        }
     }
 
     /// The vectors of these positions, `[n, dim]`.
@@ -45,7 +118,7 @@ impl LearnedPositions {
     /// # Errors
     /// When one lies beyond the table.
     pub fn rows(&self, positions: &Arc<[u32]>, pass: &Pass) -> Result<Value> {
-        let (rows, field) = (self.rows, self.field);
+        let (rows, field) = (self.rows, &self.field);
         let last = positions.iter().max();
         if let Some(last) = last.filter(|last| **last as usize >= rows) {
             let what = format!(
@@ -55,6 +128,11 @@ impl LearnedPositions {
             );
             return Err(candle_core::Error::Msg(what).into());
         }
-        self.table.forward(positions, pass)
+        match self.offset {
+            None => self.table.forward(positions, pass),
+            Some(offset) => {
+                self.table.forward(&positions.iter().map(|p| p + offset).collect(), pass)
+            }
+        }
     }
 }
