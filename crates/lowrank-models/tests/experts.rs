@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use lowrank_autograd::{Gradients, Key, ops, random};
 use lowrank_models::{
     Error, GenerateOptions, Input, Model, OpenOptions, PeftModel, SaveOptions, Task, generate,
@@ -197,6 +197,20 @@ fn experts_in_one_tensor_and_by_themselves_are_one_model() -> Result<()> {
     let adapted = logits(one.model(), &one.inference())?;
     assert_ne!(adapted, plain(one.model())?);
     assert_eq!(adapted, logits(other.model(), &other.inference())?);
+    Ok(())
+}
+
+#[test]
+fn weights_that_are_converted_on_the_way_in_are_so_wherever_they_lay() -> Result<()> {
+    let bf16 = OpenOptions { dtype: Some(DType::BF16), ..OpenOptions::default() };
+    let ((one, exact), (other, _)) = (opened(&mixtral()?)?, opened(&fused()?)?);
+    let (one, other) = (Model::open(one.path(), &bf16)?, Model::open(other.path(), &bf16)?);
+    let found = plain(&one)?;
+    assert_eq!(found, plain(&other)?);
+    assert_ne!(found, plain(&exact)?);
+    for model in [one, other] {
+        assert!(saved(&model)?.values().all(|tensor| tensor.dtype() == DType::BF16));
+    }
     Ok(())
 }
 

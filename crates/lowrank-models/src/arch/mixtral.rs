@@ -34,7 +34,7 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     ]);
     let attention =
         SelfAttentionShape { window: c.size_or_none("sliding_window")?, ..llama::attention(c)? };
-    let (mlp, experts) = (llama::mlp(c)?, c.size_or("num_local_experts", 8)?);
+    let (mlp, experts) = (llama::mlp(c)?, expert_count(c, 8)?);
     let routing = softmax_routing(c, experts, 2, true)?;
     let shape = llama::decoder_shape(c, attention.head_dim)?;
     let decoder = Decoder::build(&shape, &b.base(), |_, b| {
@@ -48,6 +48,14 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
         llama::layer_of(attention, mlp, shape.norm, b)
     })?;
     llama::finish(c, task, decoder, b)
+}
+
+/// The number of experts under the name that transformers 5 writes, or another one that it reads.
+pub(super) fn expert_count(c: &Config, default: usize) -> Result<usize> {
+    match c.size_or_none("num_local_experts")? {
+        Some(experts) => Ok(experts),
+        None => c.size_or("num_experts", default),
+    }
 }
 
 /// Errors for what would change the loss or the training of a router.

@@ -3,6 +3,7 @@
 
 use super::{
     Architecture, Parts, llama,
+    mixtral::expert_count,
     qwen2_moe::{ExpertSizes, decoder},
 };
 use crate::{Builder, Config, Result, Task, blocks::attention::SelfAttentionShape};
@@ -31,11 +32,7 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
         window,
         ..llama::attention(c)?
     };
-    // transformers 5 writes the first name, older folders have the second.
-    let experts = match c.size_or_none("num_local_experts")? {
-        Some(experts) => experts,
-        None => c.size_or("num_experts", 128)?,
-    };
+    let experts = expert_count(c, 128)?;
     let sizes = ExpertSizes { experts, inner: 768, chosen: 8 };
     decoder(c, task, b, |_| attention.clone(), sizes, |_, _| Ok(None))
 }
