@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{Builder, Config, Error, Head, Network, Result, Task};
+use crate::{Builder, Config, Error, Head, Network, Openness, Result, Task};
 
 mod bert;
 mod chatglm;
@@ -49,7 +49,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     xlm_roberta::ENTRY,
 ];
 
-/// How a model does its work.
+/// How a model reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// Reads from left to right and generates.
@@ -65,6 +65,8 @@ pub enum Family {
 pub enum Modality {
     /// Text.
     Language,
+    /// Images.
+    Image,
     /// Text together with images or the places of words on a page.
     Multimodal,
 }
@@ -78,10 +80,12 @@ pub type Parts = (Arc<dyn Network>, Head);
 pub struct Architecture {
     /// `model_type` in `config.json`.
     pub model_type: &'static str,
-    /// How it works.
+    /// How it reads.
     pub family: Family,
     /// What it reads.
     pub modality: Modality,
+    /// Where its weights are.
+    pub openness: Openness,
     /// The tasks it has heads for; the first is what it is trained for by default.
     pub tasks: &'static [Task],
     /// What the names of transformers' classes begin with.
@@ -107,6 +111,7 @@ impl Architecture {
         model_type: "",
         family: Family::Decoder,
         modality: Modality::Language,
+        openness: Openness::Weights,
         tasks: &[
             Task::CausalLm,
             Task::SeqCls,
