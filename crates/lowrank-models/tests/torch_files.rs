@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use lowrank_models::Weights;
+use candle_core::{DType, Device, Tensor, safetensors::Load};
+use lowrank_models::{Model, OpenOptions, Weights};
 use proptest::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
@@ -25,6 +26,10 @@ fn folder(files: &[(&str, &[u8])]) -> Result<TempDir> {
 
 fn single(bytes: &[u8]) -> Result<TempDir> {
     folder(&[("pytorch_model.bin", bytes)])
+}
+
+fn numbers(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
 }
 
 /// The message of opening a folder that can't be opened.
@@ -51,11 +56,8 @@ fn both_formats_hold_the_numbers_of_the_safetensors_file() -> Result {
                 continue;
             }
             let read = read?.to_tensor()?;
-            let whole = candle_core::safetensors::Load::load(&tensor, &candle_core::Device::Cpu)?;
+            let whole = tensor.load(&Device::Cpu)?;
             assert_eq!(read.dtype(), whole.dtype(), "{file} {name}");
-            let numbers = |t: &candle_core::Tensor| -> Result<Vec<f32>> {
-                Ok(t.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1()?)
-            };
             assert_eq!(numbers(&read)?, numbers(&whole)?, "{file} {name}");
         }
     }
@@ -115,6 +117,37 @@ fn shards_are_found_by_their_index_and_safetensors_come_first() -> Result {
     let evil = std::fs::read(fixture("evil.bin"))?;
     let both = folder(&[("pytorch_model.bin", &evil), ("model.safetensors", &expected)])?;
     assert!(Weights::open(both.path())?.has("embed.weight"));
+    Ok(())
+}
+
+/// A folder as models with code of their own have it: `auto_map` names the code, `model_type` is
+/// what counts.
+#[test]
+fn a_folder_with_remote_code_opens_by_its_model_type() -> Result {
+    let own = fixture("../gpt2_own");
+    let config = std::fs::read_to_string(own.join("config.json"))?;
+    let mut config: serde_json::Value = serde_json::from_str(&config)?;
+    config["auto_map"] = serde_json::json!({"AutoModelForCausalLM": "modeling_own.Own"});
+    let bin = std::fs::read(fixture("gpt2_own.bin"))?;
+    let files = [("config.json", config.to_string().into_bytes()), ("pytorch_model.bin", bin)];
+    let files = files.each_ref().map(|(name, bytes)| (*name, bytes.as_slice()));
+    let folder = folder(&files)?;
+    let (read, expected) = (
+        Model::open(folder.path(), &OpenOptions::default())?,
+        Model::open(&own, &OpenOptions::default())?,
+    );
+    assert_eq!(read.modules.tensors().count(), expected.modules.tensors().count());
+    for (a, b) in read.modules.tensors().zip(expected.modules.tensors()) {
+        assert_eq!(a.name(), b.name());
+        assert_eq!(a.tied_to(), b.tied_to());
+        assert_eq!(numbers(&a.weight().to_tensor()?)?, numbers(&b.weight().to_tensor()?)?);
+    }
+    config["model_type"] = "gpt3".into();
+    std::fs::write(folder.path().join("config.json"), config.to_string())?;
+    let error = Model::open(folder.path(), &OpenOptions::default());
+    let said = error.err().ok_or("an unknown model was opened")?.to_string();
+    let expected = "unknown `model_type` `gpt3`; did you mean `gpt2`?; known: bert,";
+    assert!(said.contains(expected), "{said}");
     Ok(())
 }
 

@@ -70,6 +70,7 @@ enum Name {
 
 const NAMES: &[(&str, Name)] = &[
     ("collections.OrderedDict", Name::OrderedDict),
+    ("torch._utils._rebuild_tensor", Name::RebuildTensor),
     ("torch._utils._rebuild_tensor_v2", Name::RebuildTensor),
     ("torch._utils._rebuild_parameter", Name::RebuildParameter),
     ("torch._tensor._rebuild_from_type_v2", Name::RebuildFromType),
