@@ -71,7 +71,7 @@ pub enum DataError {
     #[error("`{dataset}`: no row is left of {read} read{}", because(.first))]
     NoRows { dataset: String, read: usize, first: Option<String> },
 
-    #[error("`{}` has no tokenizer.json; {advice}", .folder.display())]
+    #[error("`{}` has no tokenizer.json, {advice}", .folder.display())]
     NoTokenizer { folder: PathBuf, advice: &'static str },
     #[error("tokenizer of `{}`: {message}", .folder.display())]
     Tokenizer { folder: PathBuf, message: String },

@@ -54,17 +54,8 @@ impl JinjaTemplate {
         };
         let folder: PathBuf = tokenizer.folder().to_owned();
         let compile = |source: &str, now: Option<DateTime>| Program::new(&folder, source, now);
-        let named = [
-            Special::Bos,
-            Special::Eos,
-            Special::Unk,
-            Special::Sep,
-            Special::Pad,
-            Special::Cls,
-            Special::Mask,
-        ];
-        let special =
-            named.iter().filter_map(|s| Some((s.key(), tokenizer.special(*s)?.to_owned())));
+        let named = Special::ALL.iter();
+        let special = named.filter_map(|s| Some((s.key(), tokenizer.special(*s)?.to_owned())));
         Ok(Some(Self {
             plain: compile(plain, options.now)?,
             with_tools: compile(with_tools, options.now)?,

@@ -51,6 +51,6 @@ pub use order::{LoaderOrder, Position, permutation, split};
 pub use packing::{Bin, Packed, pack};
 pub use preview::{Piece, Segment, pieces, segments};
 pub use record::Record;
-pub use template::{Template, TokenizerFixes, template_names};
+pub use template::{Template, TokenizerFixes, template_names, templates_of};
 pub use tokenizer::{Special, Tokenizer};
 pub use tool_styles::ToolStyle;

@@ -13,9 +13,11 @@ use crate::options::DataOptions;
 use crate::tool_styles::ToolStyle;
 
 mod encode;
+mod families;
 mod fix_tokenizer;
 mod reasoning;
 
+pub use families::templates_of;
 pub use fix_tokenizer::TokenizerFixes;
 pub(crate) use fix_tokenizer::supply_missing;
 

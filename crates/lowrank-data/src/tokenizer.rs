@@ -1,5 +1,6 @@
-//! A Hugging Face tokenizer folder: `tokenizer.json` with the names of its special tokens and its
-//! chat template. Reference: transformers `tokenization_utils_base.py`, `from_pretrained`.
+//! A Hugging Face tokenizer folder: `tokenizer.json` or an older vocabulary, with the names of its
+//! special tokens and its chat template. Reference: transformers `tokenization_utils_base.py`,
+//! `from_pretrained`.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,29 +12,30 @@ use crate::error::{DataError, Result, RowProblem};
 
 mod class_defaults;
 mod files;
+mod older;
 
-/// The special tokens that have a name in `tokenizer_config.json`.
+/// The special tokens that have a name in `tokenizer_config.json`, in transformers' order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Special {
     /// `bos_token`, begins a text.
     Bos,
     /// `eos_token`, ends a text or an answer.
     Eos,
-    /// `pad_token`.
-    Pad,
     /// `unk_token`.
     Unk,
-    /// `cls_token`.
-    Cls,
     /// `sep_token`.
     Sep,
+    /// `pad_token`.
+    Pad,
+    /// `cls_token`.
+    Cls,
     /// `mask_token`.
     Mask,
 }
 
 impl Special {
-    const ALL: [Self; 7] =
-        [Self::Bos, Self::Eos, Self::Pad, Self::Unk, Self::Cls, Self::Sep, Self::Mask];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Bos, Self::Eos, Self::Unk, Self::Sep, Self::Pad, Self::Cls, Self::Mask];
 
     /// The key in `tokenizer_config.json`.
     #[must_use]
@@ -73,11 +75,19 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     /// Reads `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, the chat
-    /// template and the `eos_token_id` of `generation_config.json` of a model folder.
+    /// template and the `eos_token_id` of `generation_config.json` of a model folder. Without a
+    /// `tokenizer.json` the tokenizer is made from `vocab.txt`, `vocab.json` and `merges.txt`, or a
+    /// SentencePiece model, as transformers makes it.
     /// # Errors
-    /// A missing `tokenizer.json`, or a file that can't be parsed; the message names the file.
+    /// A missing vocabulary, or a file that can't be parsed; the message names the file.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         files::open(folder.as_ref())
+    }
+
+    /// Whether a folder has a tokenizer.
+    #[must_use]
+    pub fn is_in(folder: impl AsRef<Path>) -> bool {
+        files::are_in(folder.as_ref())
     }
 
     /// The folder it was read from.

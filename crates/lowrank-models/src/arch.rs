@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use crate::{Builder, Config, Error, Head, Network, Result, Task};
+use crate::{Builder, Config, Error, Head, Network, Openness, Result, Task};
 
 mod bert;
 mod bloom;
@@ -77,7 +77,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     xlm_roberta::ENTRY,
 ];
 
-/// How a model does its work.
+/// How a model reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// Reads from left to right and generates.
@@ -93,6 +93,8 @@ pub enum Family {
 pub enum Modality {
     /// Text.
     Language,
+    /// Images.
+    Image,
     /// Text together with images or the places of words on a page.
     Multimodal,
 }
@@ -106,10 +108,12 @@ pub type Parts = (Arc<dyn Network>, Head);
 pub struct Architecture {
     /// `model_type` in `config.json`.
     pub model_type: &'static str,
-    /// How it works.
+    /// How it reads.
     pub family: Family,
     /// What it reads.
     pub modality: Modality,
+    /// Where its weights are.
+    pub openness: Openness,
     /// The tasks it has heads for; the first is what it is trained for by default.
     pub tasks: &'static [Task],
     /// What the names of transformers' classes begin with.
@@ -137,6 +141,7 @@ impl Architecture {
         model_type: "",
         family: Family::Decoder,
         modality: Modality::Language,
+        openness: Openness::Weights,
         tasks: &[
             Task::CausalLm,
             Task::SeqCls,

@@ -26,8 +26,8 @@ pub enum Error {
     UnknownModelType { file: String, found: String, nearest: Option<String>, known: String },
     #[error("`{model_type}` has no head for the task `{task}`; it has: {known}")]
     NoHead { model_type: String, task: String, known: String },
-    #[error("`{file}`: shard name `{name}` isn't a plain `*.safetensors` file name")]
-    ShardName { file: String, name: String },
+    #[error("`{file}`: shard name `{name}` isn't a plain `*{extension}` file name")]
+    ShardName { file: String, name: String, extension: &'static str },
     #[error("`{file}`: {what}")]
     Weights { file: String, what: String },
     #[error("`{folder}`: tensor `{name}` is missing (looked for {looked_for})")]

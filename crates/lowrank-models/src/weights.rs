@@ -1,4 +1,5 @@
-//! `*.safetensors`, one file or shards by index, mapped into memory.
+//! The tensors of a model folder, mapped into memory: `*.safetensors` or torch's `*.bin`, one file or
+//! shards by index.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,11 +7,16 @@ use std::{
     sync::Arc,
 };
 
-use candle_core::DType;
+use candle_core::{DType, Device, Tensor};
 use lowrank_autograd::{MappedFile, Weight};
-use safetensors::SafeTensors;
+use safetensors::{Dtype, SafeTensors};
 
 use crate::{Error, Result};
+
+mod pickle;
+mod torch_file;
+
+use torch_file::Stored;
 
 /// One file, or all shards, of a folder: where each tensor lies.
 #[derive(Debug)]
@@ -23,19 +29,41 @@ pub struct Weights {
 struct Place {
     file: Arc<MappedFile>,
     file_name: String,
-    start: usize,
-    shape: Vec<usize>,
-    dtype: safetensors::Dtype,
+    stored: Stored,
 }
 
 impl std::fmt::Debug for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {:?} {:?}", self.file_name, self.dtype, self.shape)
+        write!(f, "{} {:?}", self.file_name, self.stored)
     }
 }
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+/// A file format by the names that transformers gives its files.
+struct Format {
+    single: &'static str,
+    index: &'static str,
+    extension: &'static str,
+    read: fn(&[u8]) -> std::result::Result<Listed, String>,
+}
+
+/// The tensors of a file by name.
+type Listed = Vec<(String, Stored)>;
+
+/// In transformers' order: a folder that has both is read as safetensors.
+const FORMATS: [Format; 2] = [
+    Format {
+        single: "model.safetensors",
+        index: "model.safetensors.index.json",
+        extension: ".safetensors",
+        read: read_safetensors,
+    },
+    Format {
+        single: "pytorch_model.bin",
+        index: "pytorch_model.bin.index.json",
+        extension: ".bin",
+        read: torch_file::read,
+    },
+];
 
 impl Weights {
     /// Opens the weights of a model folder.
@@ -43,34 +71,33 @@ impl Weights {
     /// # Errors
     /// When there are none, or a file isn't what its format says.
     pub fn open(folder: &Path) -> Result<Self> {
-        if folder.join(SINGLE).is_file() {
-            return Self::of_files(folder, [SINGLE.to_owned()].into());
+        for format in &FORMATS {
+            if folder.join(format.single).is_file() {
+                return Self::of_files(folder, format, [format.single.to_owned()].into());
+            }
+            if folder.join(format.index).is_file() {
+                return Self::of_index(folder, format);
+            }
         }
-        if folder.join(INDEX).is_file() {
-            return Self::of_index(folder);
-        }
-        let hint = match folder.join("pytorch_model.bin").exists() {
-            true => "; `pytorch_model.bin` isn't read: save the model as safetensors",
-            false => "",
-        };
-        Err(Error::NotAModel { path: folder.to_owned(), missing: SINGLE, hint })
+        let hint = "; nor has it shards with an index, or a `pytorch_model.bin`";
+        Err(Error::NotAModel { path: folder.to_owned(), missing: "model.safetensors", hint })
     }
 
-    fn of_index(folder: &Path) -> Result<Self> {
-        let path = folder.join(INDEX);
+    fn of_index(folder: &Path, format: &Format) -> Result<Self> {
+        let path = folder.join(format.index);
         let index = crate::Config::read(&path)?;
         let map =
             index.object("weight_map")?.ok_or_else(|| index.wrong("weight_map", "an object"))?;
         let mut files = BTreeSet::new();
         for (tensor, file) in map.fields() {
             let name = file.as_str().ok_or_else(|| map.wrong(tensor, "a file name"))?;
-            if !is_plain_name(name) {
-                let file = path.display().to_string();
-                return Err(Error::ShardName { file, name: name.to_owned() });
+            if !is_plain_name(name, format.extension) {
+                let (file, extension) = (path.display().to_string(), format.extension);
+                return Err(Error::ShardName { file, name: name.to_owned(), extension });
             }
             files.insert(name.to_owned());
         }
-        let weights = Self::of_files(folder, files)?;
+        let weights = Self::of_files(folder, format, files)?;
         for (tensor, file) in map.fields() {
             let found = weights.tensors.get(tensor).map(|p| p.file_name.as_str());
             if found != file.as_str() {
@@ -82,25 +109,21 @@ impl Weights {
         Ok(weights)
     }
 
-    fn of_files(folder: &Path, files: BTreeSet<String>) -> Result<Self> {
+    fn of_files(folder: &Path, format: &Format, files: BTreeSet<String>) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for file_name in files {
             let path = folder.join(&file_name);
             let file = MappedFile::open(&path)?;
             let wrong = |what: String| Error::Weights { file: path.display().to_string(), what };
-            let (header, metadata) =
-                SafeTensors::read_metadata(file.bytes()).map_err(|e| wrong(e.to_string()))?;
-            let data = header.checked_add(8).ok_or_else(|| wrong("header too long".into()))?;
-            for (name, info) in metadata.tensors() {
-                let place = Place {
-                    file: Arc::clone(&file),
-                    file_name: file_name.clone(),
-                    start: data + info.data_offsets.0,
-                    shape: info.shape.clone(),
-                    dtype: info.dtype,
-                };
+            if file.bytes().starts_with(b"version https://git-lfs") {
+                let what = "is a pointer of Git LFS, not the weights; `git lfs pull` gets them";
+                return Err(wrong(what.into()));
+            }
+            for (name, stored) in (format.read)(file.bytes()).map_err(wrong)? {
+                let (file, file_name) = (Arc::clone(&file), file_name.clone());
+                let place = Place { file, file_name, stored };
                 if tensors.insert(name.clone(), place).is_some() {
-                    return Err(wrong(format!("tensor `{name}` is in two shards")));
+                    return Err(wrong(format!("tensor `{name}` is there twice")));
                 }
             }
         }
@@ -136,25 +159,69 @@ impl Weights {
             });
         };
         let file = self.folder.join(&place.file_name).display().to_string();
-        if place.shape != shape {
-            let (found, must_be) = (place.shape.clone(), shape.to_vec());
+        let stored = &place.stored;
+        if stored.shape != shape {
+            let (found, must_be) = (stored.shape.clone(), shape.to_vec());
             return Err(Error::TensorShape { file, name: name.to_owned(), found, must_be });
         }
-        let dtype = match place.dtype {
-            safetensors::Dtype::F32 => DType::F32,
-            safetensors::Dtype::BF16 => DType::BF16,
-            safetensors::Dtype::F16 => DType::F16,
+        let dtype = match stored.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::BF16 => DType::BF16,
+            Dtype::F16 => DType::F16,
             other => {
                 let what = format!("tensor `{name}` is {other:?}; f32, bf16 and f16 are read");
                 return Err(Error::Weights { file, what });
             }
         };
-        Ok(Weight::mapped(&place.file, place.start, shape, dtype)?)
+        let Some(strides) = &stored.strides else {
+            return Ok(Weight::mapped(&place.file, stored.start, shape, dtype)?);
+        };
+        let elements = place.file.bytes().get(stored.start..).unwrap_or_default();
+        let Some(copy) = in_order(elements, shape, strides, dtype.size_in_bytes()) else {
+            let what = format!("tensor `{name}`: strides {strides:?} don't fit {shape:?}");
+            return Err(Error::Weights { file, what });
+        };
+        let tensor = Tensor::from_raw_buffer(&copy, dtype, shape, &Device::Cpu)?;
+        Ok(Weight::from_tensor(&tensor)?)
     }
 }
 
+fn read_safetensors(bytes: &[u8]) -> std::result::Result<Listed, String> {
+    let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| e.to_string())?;
+    let data = header.checked_add(8).ok_or("header too long")?;
+    let stored = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
+        let (start, shape) = (data + info.data_offsets.0, info.shape.clone());
+        (name, Stored { start, shape, dtype: info.dtype, strides: None })
+    };
+    Ok(metadata.tensors().into_iter().map(stored).collect())
+}
+
+/// Most elements of a tensor whose elements are found by strides. One whose strides are zero needs
+/// next to no room in its file, so that the file's length is no limit.
+const MOST_COPIED: usize = 1 << 30;
+
+/// Elements of `size` bytes, in order; `None` where the strides lead out of `bytes`.
+fn in_order(bytes: &[u8], shape: &[usize], strides: &[usize], size: usize) -> Option<Vec<u8>> {
+    let count = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+    let count = count.filter(|n| *n <= MOST_COPIED)?;
+    let mut copy = Vec::with_capacity(count.checked_mul(size)?);
+    let mut index = vec![0; shape.len()];
+    for _ in 0..count {
+        let start = index.iter().zip(strides).map(|(i, stride)| i * stride).sum::<usize>() * size;
+        copy.extend_from_slice(bytes.get(start..start.checked_add(size)?)?);
+        for (i, size) in index.iter_mut().zip(shape).rev() {
+            *i += 1;
+            if *i < *size {
+                break;
+            }
+            *i = 0;
+        }
+    }
+    Some(copy)
+}
+
 /// A file name that can't lead out of its folder.
-fn is_plain_name(name: &str) -> bool {
+fn is_plain_name(name: &str, extension: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    name.ends_with(".safetensors") && !name.starts_with('.') && name.chars().all(plain)
+    name.ends_with(extension) && !name.starts_with('.') && name.chars().all(plain)
 }

@@ -5,6 +5,7 @@ mod chat;
 mod generate;
 mod inspect;
 mod merge;
+mod models;
 mod parity;
 mod predict;
 mod preview;
@@ -22,6 +23,7 @@ pub(crate) enum Command {
     Inspect(inspect::Inspect),
     #[command(visible_alias = "export")]
     Merge(merge::Merge),
+    Models(models::Models),
     Parity(parity::Parity),
     Predict(predict::Predict),
     Preview(preview::Preview),
@@ -38,6 +40,7 @@ impl Command {
             Self::Generate(command) => command.run(),
             Self::Inspect(command) => command.run(),
             Self::Merge(command) => command.run(),
+            Self::Models(command) => command.run(),
             Self::Parity(command) => command.run(),
             Self::Predict(command) => command.run(),
             Self::Preview(command) => command.run(),

@@ -186,7 +186,7 @@ impl ModelSource {
     /// The folder with the tokenizer: the base model's, or that of the first adapter that has one.
     pub(crate) fn tokenizer_folder(&self) -> &Path {
         let mut folders = std::iter::once(&self.folder).chain(self.adapters.iter().map(|(_, f)| f));
-        let found = folders.find(|folder| folder.join("tokenizer.json").is_file());
+        let found = folders.find(|folder| Tokenizer::is_in(folder));
         found.unwrap_or(&self.folder)
     }
 
@@ -197,7 +197,7 @@ impl ModelSource {
 
     /// Whether there is one.
     pub(crate) fn has_tokenizer(&self) -> bool {
-        self.tokenizer_folder().join("tokenizer.json").is_file()
+        Tokenizer::is_in(self.tokenizer_folder())
     }
 }
 

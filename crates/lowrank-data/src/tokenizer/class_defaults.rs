@@ -9,26 +9,46 @@ pub(super) fn special(class: &str, which: Special) -> Option<&'static str> {
     let class = class.strip_suffix("Fast").unwrap_or(class);
     let token = match (class, which) {
         (
-            "BertTokenizer" | "DistilBertTokenizer" | "ElectraTokenizer" | "MobileBertTokenizer",
+            "BertTokenizer"
+            | "ConvBertTokenizer"
+            | "DistilBertTokenizer"
+            | "ElectraTokenizer"
+            | "LayoutLMTokenizer"
+            | "MobileBertTokenizer",
+            Bos | Eos,
+        ) => return None,
+        (
+            "BertTokenizer"
+            | "ConvBertTokenizer"
+            | "DistilBertTokenizer"
+            | "ElectraTokenizer"
+            | "LayoutLMTokenizer"
+            | "MobileBertTokenizer"
+            | "DebertaTokenizer"
+            | "DebertaV2Tokenizer",
             _,
         ) => match which {
-            Cls => "[CLS]",
-            Sep => "[SEP]",
+            Bos | Cls => "[CLS]",
+            Eos | Sep => "[SEP]",
             Pad => "[PAD]",
             Unk => "[UNK]",
             Mask => "[MASK]",
-            Bos | Eos => return None,
         },
-        ("RobertaTokenizer" | "XLMRobertaTokenizer" | "BartTokenizer", _) => match which {
-            Bos | Cls => "<s>",
-            Eos | Sep => "</s>",
-            Pad => "<pad>",
-            Unk => "<unk>",
-            Mask => "<mask>",
-        },
-        ("GPT2Tokenizer" | "GPTNeoXTokenizer", Bos | Eos | Unk) => "<|endoftext|>",
+        ("RobertaTokenizer" | "XLMRobertaTokenizer" | "BartTokenizer" | "MBartTokenizer", _) => {
+            match which {
+                Bos | Cls => "<s>",
+                Eos | Sep => "</s>",
+                Pad => "<pad>",
+                Unk => "<unk>",
+                Mask => "<mask>",
+            }
+        }
+        ("GPT2Tokenizer" | "CodeGenTokenizer" | "GPTNeoXTokenizer", Bos | Eos | Unk) => {
+            "<|endoftext|>"
+        }
+        ("GPTNeoXTokenizer", Pad) => "<|padding|>",
         ("Qwen2Tokenizer", Eos | Pad | Unk) => "<|endoftext|>",
-        ("LlamaTokenizer", Bos) | ("CodeLlamaTokenizer", Bos) => "<s>",
+        ("LlamaTokenizer" | "CodeLlamaTokenizer", Bos) => "<s>",
         ("LlamaTokenizer" | "CodeLlamaTokenizer" | "T5Tokenizer", Eos) => "</s>",
         ("LlamaTokenizer" | "CodeLlamaTokenizer" | "T5Tokenizer" | "GemmaTokenizer", Unk) => {
             "<unk>"
@@ -36,6 +56,9 @@ pub(super) fn special(class: &str, which: Special) -> Option<&'static str> {
         ("T5Tokenizer" | "GemmaTokenizer", Pad) => "<pad>",
         ("GemmaTokenizer", Bos) => "<bos>",
         ("GemmaTokenizer", Eos) => "<eos>",
+        ("GemmaTokenizer", Mask) => "<mask>",
+        ("ChatGLMTokenizer", Eos) => "</s>",
+        ("ChatGLMTokenizer", Pad | Unk) => "<unk>",
         _ => return None,
     };
     Some(token)

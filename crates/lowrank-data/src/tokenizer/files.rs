@@ -5,36 +5,43 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer as Inner;
 
-use super::{NamedTemplate, Special, Tokenizer, class_defaults};
+use super::{NamedTemplate, Special, Tokenizer, class_defaults, older};
 use crate::error::{DataError, Result, describe};
 
-/// What to do about a folder without `tokenizer.json`.
-const ADVICE: &str = "write one with transformers: \
-    AutoTokenizer.from_pretrained(folder).save_pretrained(folder)";
+const SERIALIZED: &str = "tokenizer.json";
+
+/// What to do about a folder without a tokenizer.
+const ADVICE: &str = "nor has it an older vocabulary (vocab.txt, vocab.json with merges.txt, or a \
+    SentencePiece model); copy the tokenizer's files into it";
 
 /// Lengths above this mean "no limit" (transformers writes 1e30).
 const NO_LIMIT: f64 = 1e9;
 
 pub(super) fn open(folder: &Path) -> Result<Tokenizer> {
-    let file = folder.join("tokenizer.json");
-    if !file.is_file() {
-        return Err(DataError::NoTokenizer { folder: folder.to_owned(), advice: ADVICE });
-    }
-    let bytes = std::fs::read(&file).map_err(|e| DataError::io(&file, e))?;
-    let mut inner = Inner::from_bytes(&bytes).map_err(|e| DataError::file(&file, e))?;
+    let mut config = object(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+    let map = object(&folder.join("special_tokens_map.json"))?.unwrap_or_default();
+    let stated_bos = config.get("add_bos_token").and_then(Value::as_bool);
+    let (mut inner, special, add_bos_token) = match serialized(folder)? {
+        Some(inner) => {
+            let class = config.get("tokenizer_class").and_then(Value::as_str).unwrap_or("");
+            let special = special_tokens(&inner, &config, &map, class);
+            (inner, special, stated_bos.unwrap_or(class_defaults::add_bos_token(class)))
+        }
+        None => {
+            let older = older::open(folder, &config, &map)?.ok_or_else(|| {
+                DataError::NoTokenizer { folder: folder.to_owned(), advice: ADVICE }
+            })?;
+            config.entry("tokenizer_class").or_insert_with(|| older.class.into());
+            // They are in the tokenizer now, some with other flags, and are saved with it.
+            config.shift_remove("added_tokens_decoder");
+            (older.inner, older.special, older.add_bos_token)
+        }
+    };
     // Cutting and padding are the encoder's business, whatever the file was saved with.
-    inner.with_truncation(None).map_err(|e| DataError::file(&file, e))?;
+    inner.with_truncation(None).map_err(|e| DataError::file(folder, e))?;
     inner.with_padding(None);
     let added = inner.get_added_tokens_decoder();
     let special_ids = added.iter().filter(|(_, t)| t.special).map(|(id, _)| *id).collect();
-    let config = object(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
-    let map = object(&folder.join("special_tokens_map.json"))?.unwrap_or_default();
-    let class = config.get("tokenizer_class").and_then(Value::as_str).unwrap_or("").to_owned();
-    let special = special_tokens(&inner, &config, &map, &class);
-    let add_bos_token = match config.get("add_bos_token") {
-        Some(Value::Bool(add)) => *add,
-        _ => class_defaults::add_bos_token(&class),
-    };
     let model_max_length = config
         .get("model_max_length")
         .and_then(Value::as_f64)
@@ -51,6 +58,22 @@ pub(super) fn open(folder: &Path) -> Result<Tokenizer> {
         extra_stop_ids: generation_eos(folder)?,
         config,
     })
+}
+
+/// Whether a folder has files of a tokenizer.
+pub(super) fn are_in(folder: &Path) -> bool {
+    let mut files = std::iter::once(SERIALIZED).chain(older::VOCABULARIES);
+    files.any(|file| folder.join(file).is_file())
+}
+
+/// The tokenizer in `tokenizer.json`, if the folder has one.
+fn serialized(folder: &Path) -> Result<Option<Inner>> {
+    let file = folder.join(SERIALIZED);
+    if !file.is_file() {
+        return Ok(None);
+    }
+    let bytes = std::fs::read(&file).map_err(|e| DataError::io(&file, e))?;
+    Inner::from_bytes(&bytes).map(Some).map_err(|e| DataError::file(&file, e))
 }
 
 /// Named tokens: `tokenizer_config.json`, then `special_tokens_map.json`, then what the class
@@ -146,7 +169,7 @@ fn generation_eos(folder: &Path) -> Result<Vec<u32>> {
     })
 }
 
-fn object(path: &Path) -> Result<Option<Map<String, Value>>> {
+pub(super) fn object(path: &Path) -> Result<Option<Map<String, Value>>> {
     if !path.is_file() {
         return Ok(None);
     }
@@ -161,7 +184,7 @@ fn object(path: &Path) -> Result<Option<Map<String, Value>>> {
     }
 }
 
-fn text(path: &Path) -> Result<String> {
+pub(super) fn text(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).map_err(|e| DataError::io(path, e))
 }
 

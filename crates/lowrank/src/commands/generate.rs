@@ -67,7 +67,7 @@ impl Generate {
             let new = continue_prompt(&model, tokenizer, &prompt, &options, |_| Ok(()))?;
             return print_json(&model, tokenizer, &prompt, &new, ui);
         }
-        ensure!(tokenizer.is_some(), "without a tokenizer.json there is no text; add --json");
+        ensure!(tokenizer.is_some(), "without a tokenizer there is no text; add --json");
         let stream = |text: &str| Ok(ui.stream(text)?);
         continue_prompt(&model, tokenizer, &prompt, &options, stream)?;
         Ok(ui.result("")?)

@@ -19,7 +19,7 @@ use crate::{model_source::ModelSource, ui::Ui};
 /// Shows a model's modules with shapes, dtypes and parameters, and which of them LoRA adapts
 #[derive(Debug, clap::Args)]
 pub(crate) struct Inspect {
-    /// Folder with config.json and *.safetensors; or an adapter folder that names its base
+    /// Folder with config.json and weights; or an adapter folder that names its base
     model: PathBuf,
     /// Show what this adapter adapts
     #[arg(long = "adapter", value_name = "DIR")]

@@ -52,7 +52,7 @@ pub(crate) struct Merge {
 
 /// Files of a model folder that go along with the weights: those of the tokenizer, and settings of
 /// generation. Folders are taken whole.
-const COMPANIONS: [&str; 15] = [
+const COMPANIONS: [&str; 16] = [
     "added_tokens.json",
     "additional_chat_templates",
     "chat_template.jinja",
@@ -63,6 +63,7 @@ const COMPANIONS: [&str; 15] = [
     "sentencepiece.bpe.model",
     "special_tokens_map.json",
     "spiece.model",
+    "spm.model",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",

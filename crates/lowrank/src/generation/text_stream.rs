@@ -31,24 +31,45 @@ impl<'a> TextStream<'a> {
     pub(crate) fn push(&mut self, id: u32) -> anyhow::Result<String> {
         self.ids.push(id);
         let (known, all) = (self.decode(self.done)?, self.decode(self.ids.len())?);
-        match all.get(known.len()..) {
-            Some(more) if !more.is_empty() && !more.ends_with('\u{fffd}') => {
-                let more = more.to_owned();
-                (self.start, self.done) = (self.done, self.ids.len());
-                Ok(more)
-            }
-            _ => Ok(String::new()),
+        let more = beyond(&all, &known);
+        if more.is_empty() || more.ends_with('\u{fffd}') {
+            return Ok(String::new());
         }
+        (self.start, self.done) = (self.done, self.ids.len());
+        Ok(more.to_owned())
     }
 
     /// What is left at the end; bytes that never became a character are U+FFFD.
     pub(crate) fn finish(self) -> anyhow::Result<String> {
         let (known, all) = (self.decode(self.done)?, self.decode(self.ids.len())?);
-        Ok(all.get(known.len()..).unwrap_or_default().to_owned())
+        Ok(beyond(&all, &known).to_owned())
     }
 
     fn decode(&self, end: usize) -> anyhow::Result<String> {
         let ids = self.ids.get(self.start..end).unwrap_or_default();
         Ok(self.tokenizer.decode(ids, true)?)
+    }
+}
+
+/// What `all` says beyond `known`. A byte that was a character by itself can turn out to be none: a
+/// run of byte tokens that isn't UTF-8 is decoded as U+FFFD for each, so that characters count, not
+/// bytes.
+fn beyond<'t>(all: &'t str, known: &str) -> &'t str {
+    let rest = || {
+        let (at, _) = all.char_indices().nth(known.chars().count())?;
+        all.get(at..)
+    };
+    all.strip_prefix(known).or_else(rest).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_handed_on_and_is_no_prefix_any_more_loses_nothing_behind_it() {
+        assert_eq!(beyond(" Mrj and", " Mrj"), " and");
+        assert_eq!(beyond(" Mr\u{fffd}\u{fffd}r", " Mrj"), "\u{fffd}r");
+        assert_eq!(beyond("a", "\u{fffd}b"), "");
     }
 }

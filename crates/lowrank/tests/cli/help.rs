@@ -112,7 +112,7 @@ fn each_command_explains_itself() -> Result<()> {
     Usage: lowrank inspect [OPTIONS] <MODEL>
 
     Arguments:
-      <MODEL>  Folder with config.json and *.safetensors; or an adapter folder that names its base
+      <MODEL>  Folder with config.json and weights; or an adapter folder that names its base
 
     Options:
           --adapter <DIR>        Show what this adapter adapts
@@ -125,6 +125,17 @@ fn each_command_explains_itself() -> Result<()> {
                                  `architectures`
           --json                 Print one JSON object with every module
       -h, --help                 Print help
+    ");
+    insta::assert_snapshot!(stdout(["models", "-h"])?, @r"
+    Lists the architectures that there are, classified by data, way of working and openness
+
+    Usage: lowrank models [OPTIONS]
+
+    Options:
+          --json      Print one JSON object: `classes`, what each classification tells apart, and
+                      `models`
+          --markdown  Print the page docs/architectures.md
+      -h, --help      Print help
     ");
     insta::assert_snapshot!(stdout(["preview", "-h"])?, @r#"
     Shows a recipe's rows as the model sees them: decoded, with what is trained told apart

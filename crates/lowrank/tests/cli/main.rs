@@ -5,6 +5,7 @@ mod generate;
 mod help;
 mod inspect;
 mod merge;
+mod models;
 mod predict;
 mod preview;
 

@@ -120,7 +120,7 @@ pub(super) static KEYS: &[Key] = &[
         Kind::Switch,
         "true",
         "Rust tokenizer",
-        "tokenizer.json is what is read",
+        "the Rust tokenizer is the only one",
     ),
     ignored(
         "use_kv_cache",

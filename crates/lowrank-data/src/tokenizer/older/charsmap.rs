@@ -1,0 +1,65 @@
+//! Whether a SentencePiece model's table of replaced characters can be followed.
+//!
+//! It is a double-array trie (a unit for each state; a state's child for byte `b` lies at the
+//! state's base, exclusive-or `b`) and the texts that its values point into. `spm_precompiled`,
+//! which follows it, indexes both without looking: a damaged table would panic at the first text.
+
+/// An error, in words, unless every state that some text reaches lies in the table.
+pub(super) fn check(charsmap: &[u8]) -> Result<(), &'static str> {
+    if charsmap.is_empty() {
+        return Ok(());
+    }
+    let cut = "its table of characters is cut off";
+    let (size, rest) = charsmap.split_first_chunk::<4>().ok_or(cut)?;
+    let size = usize::try_from(u32::from_le_bytes(*size)).map_err(|_| cut)?;
+    if !size.is_multiple_of(4) {
+        return Err(cut);
+    }
+    let (units, texts) = rest.split_at_checked(size).ok_or(cut)?;
+    let (units, _) = units.as_chunks::<4>();
+    let units: Vec<usize> = units.iter().map(|unit| u32::from_le_bytes(*unit) as usize).collect();
+    let texts = std::str::from_utf8(texts).map_err(|_| "its table of characters isn't UTF-8")?;
+    reachable(&units, texts).ok_or("its table of characters leads out of itself")
+}
+
+/// Goes through all states from the first; `None` where one lies outside.
+fn reachable(units: &[usize], texts: &str) -> Option<()> {
+    let base = |unit: usize| (unit >> 10) << ((unit & (1 << 9)) >> 6);
+    let mut seen = vec![false; units.len()];
+    let mut waiting = vec![base(*units.first()?)];
+    while let Some(state) = waiting.pop() {
+        for byte in 1..=255 {
+            let child = state ^ byte;
+            let unit = *units.get(child)?;
+            if unit & (1 << 31 | 0xff) != byte || std::mem::replace(seen.get_mut(child)?, true) {
+                continue;
+            }
+            let next = child ^ base(unit);
+            if unit >> 8 & 1 == 1 {
+                let value = units.get(next)? & ((1 << 31) - 1);
+                texts.get(value..)?;
+            }
+            waiting.push(next);
+        }
+    }
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damaged_tables_are_refused() {
+        assert_eq!(check(&[]), Ok(()));
+        assert!(check(&[1, 0, 0]).is_err());
+        assert!(check(&[8, 0, 0, 0, 1]).is_err());
+        assert!(check(&[0, 0, 0, 0]).is_err(), "a trie without a first state");
+        let empty: Vec<u8> =
+            [1024u32].iter().chain(&[0; 256]).flat_map(|n| n.to_le_bytes()).collect();
+        assert_eq!(check(&empty), Ok(()), "a trie of one state");
+        let mut outside = empty;
+        outside[4..8].copy_from_slice(&(1u32 << 20).to_le_bytes());
+        assert!(check(&outside).is_err());
+    }
+}
