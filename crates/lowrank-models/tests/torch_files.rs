@@ -142,11 +142,11 @@ fn a_folder_with_remote_code_opens_by_its_model_type() -> Result {
         assert_eq!(a.tied_to(), b.tied_to());
         assert_eq!(numbers(&a.weight().to_tensor()?)?, numbers(&b.weight().to_tensor()?)?);
     }
-    config["model_type"] = "gpt3".into();
+    config["model_type"] = "gpt-2".into();
     std::fs::write(folder.path().join("config.json"), config.to_string())?;
     let error = Model::open(folder.path(), &OpenOptions::default());
     let said = error.err().ok_or("an unknown model was opened")?.to_string();
-    let expected = "unknown `model_type` `gpt3`; did you mean `gpt2`?; known: bert,";
+    let expected = "unknown `model_type` `gpt-2`; did you mean `gpt2`?; known: bert,";
     assert!(said.contains(expected), "{said}");
     Ok(())
 }
