@@ -4,6 +4,7 @@
 
 mod activation;
 mod attention;
+mod disentangled;
 mod dropout;
 mod embedding;
 mod linear;
@@ -13,6 +14,7 @@ mod rotary;
 
 pub use activation::{activation, gated};
 pub use attention::attention;
+pub use disentangled::disentangled_attention;
 pub use dropout::{dropout, dropout_factors};
 pub use embedding::{LowRankRows, embedding};
 pub use linear::{LowRank, linear};
