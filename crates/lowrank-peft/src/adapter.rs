@@ -128,6 +128,7 @@ impl Adapter {
                 // Copies of base tensors that PEFT stores beside what is trained.
                 (Some(_), _) | (None, TensorName::Wrapped(_)) => {}
                 (None, parsed) if embedding_name(modules, parsed).is_some() => {}
+                (None, TensorName::Plain(own)) if is_second_name(modules, own) => {}
                 (None, _) => unexpected.push(name.clone()),
             }
         }
@@ -176,6 +177,7 @@ impl Adapter {
         let name = tensor.name();
         let plain = || TensorName::Plain(name.to_owned()).to_string();
         match self.plan.base_parameter(name) {
+            _ if tensor.is_buffer() => None,
             BaseParameter::Frozen => None,
             BaseParameter::Saved => Some((plain(), CopyReason::ModulesToSave)),
             BaseParameter::Bias => {
@@ -202,7 +204,7 @@ impl Adapter {
             match layer {
                 Layer::Linear(l) => l.set_adapter(&self.name, lora),
                 Layer::Embedding(e) => e.set_adapter(&self.name, lora),
-                Layer::Norm(_) => {}
+                Layer::Norm(_) | Layer::Bare(_) => {}
             }
         }
         Ok(())
@@ -338,7 +340,7 @@ fn dims(layer: &Layer) -> Option<[usize; 2]> {
     let weight = match layer {
         Layer::Linear(l) => l.weight().weight(),
         Layer::Embedding(e) => e.weight().weight(),
-        Layer::Norm(_) => return None,
+        Layer::Norm(_) | Layer::Bare(_) => return None,
     };
     <[usize; 2]>::try_from(weight.dims()).ok()
 }
@@ -375,9 +377,15 @@ fn embedding_name(modules: &Modules, name: &TensorName) -> Option<String> {
     let is_table = |(_, layer): (&str, &Layer)| match layer {
         Layer::Embedding(e) => e.weight().name() == own,
         Layer::Linear(l) => l.weight().name() == own && own.starts_with("lm_head"),
-        Layer::Norm(_) => false,
+        Layer::Norm(_) | Layer::Bare(_) => false,
     };
     modules.layers().any(is_table).then_some(own)
+}
+
+/// Whether a name is the layer's own of a bias that goes by another one: PEFT writes both.
+fn is_second_name(modules: &Modules, name: &str) -> bool {
+    let layer = name.strip_suffix(".bias").and_then(|path| modules.layer(path));
+    matches!(layer, Some(Layer::Linear(l)) if l.bias().is_some_and(|bias| bias.name() != name))
 }
 
 /// Puts base embeddings that the file stores in the model's place, and wherever they are tied to.

@@ -31,6 +31,7 @@ pub struct BaseTensor {
     name: String,
     tied_to: Option<String>,
     saved_dtype: DType,
+    is_buffer: bool,
     state: RwLock<State>,
 }
 
@@ -50,10 +51,23 @@ impl BaseTensor {
         let saved_dtype = weight.dtype();
         let state =
             RwLock::new(State { weight, unmerged: None, changed: false, copies: Vec::new() });
-        Self { name: name.into(), tied_to: None, saved_dtype, state }
+        Self { name: name.into(), tied_to: None, saved_dtype, is_buffer: false, state }
     }
 
-    /// A vector, widened to f32 once; it is written back in the dtype that it had.
+    /// A tensor that is saved with the model and that nothing trains.
+    ///
+    /// # Errors
+    /// Those of the conversion.
+    pub fn buffer(name: impl Into<String>, weight: &Weight) -> Result<Self> {
+        Ok(Self { is_buffer: true, ..Self::vector(name, weight)? })
+    }
+
+    /// Whether it is a buffer: no adapter trains it, and it doesn't count among the parameters.
+    pub fn is_buffer(&self) -> bool {
+        self.is_buffer
+    }
+
+    /// A small tensor, widened to f32 once; it is written back in the dtype that it had.
     ///
     /// # Errors
     /// Those of the conversion.

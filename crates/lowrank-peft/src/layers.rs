@@ -1,6 +1,7 @@
 //! The layers that models are made of. Each carries its base tensors and whatever adapters add to
 //! it; an architecture calls `forward` and knows nothing of either.
 
+mod bare;
 mod embedding;
 mod linear;
 mod norm;
@@ -8,6 +9,7 @@ mod slots;
 
 use lowrank_autograd::Result;
 
+pub use bare::Bare;
 pub use embedding::Embedding;
 pub use linear::{Linear, LinearKind};
 pub use norm::{Norm, NormKind};
@@ -23,6 +25,8 @@ pub enum Layer {
     Embedding(Embedding),
     /// RMSNorm or LayerNorm.
     Norm(Norm),
+    /// A tensor beside the layers; no module in PyTorch's sense.
+    Bare(Bare),
 }
 
 impl Layer {
@@ -32,6 +36,7 @@ impl Layer {
             Self::Linear(l) => std::iter::once(l.weight()).chain(l.bias()).collect(),
             Self::Embedding(e) => vec![e.weight()],
             Self::Norm(n) => std::iter::once(n.weight()).chain(n.bias()).collect(),
+            Self::Bare(b) => vec![b.tensor()],
         }
     }
 
@@ -40,7 +45,7 @@ impl Layer {
         match self {
             Self::Linear(l) => l.adapter(name),
             Self::Embedding(e) => e.adapter(name),
-            Self::Norm(_) => None,
+            Self::Norm(_) | Self::Bare(_) => None,
         }
     }
 
@@ -49,7 +54,7 @@ impl Layer {
         match self {
             Self::Linear(l) => l.remove_adapter(name),
             Self::Embedding(e) => e.remove_adapter(name),
-            Self::Norm(_) => {}
+            Self::Norm(_) | Self::Bare(_) => {}
         }
         self.tensors().iter().for_each(|t| t.remove_copy(name));
     }
@@ -64,7 +69,7 @@ impl Layer {
         match self {
             Self::Linear(l) => l.merge(name),
             Self::Embedding(e) => e.merge(name),
-            Self::Norm(_) => Ok(()),
+            Self::Norm(_) | Self::Bare(_) => Ok(()),
         }
     }
 
@@ -74,7 +79,7 @@ impl Layer {
         match self {
             Self::Linear(l) => l.unmerge(),
             Self::Embedding(e) => e.unmerge(),
-            Self::Norm(_) => {}
+            Self::Norm(_) | Self::Bare(_) => {}
         }
     }
 
@@ -84,7 +89,7 @@ impl Layer {
         match self {
             Self::Linear(l) => l.unmerge(),
             Self::Embedding(e) => e.unmerge(),
-            Self::Norm(_) => {}
+            Self::Norm(_) | Self::Bare(_) => {}
         }
     }
 }

@@ -52,7 +52,8 @@ impl Modules {
 
     /// What matching needs to know of every module.
     pub fn infos(&self) -> Vec<ModuleInfo> {
-        self.list.iter().map(|m| ModuleInfo { path: m.path.clone(), kind: m.kind() }).collect()
+        let modules = self.list.iter().filter(|m| !matches!(m.layer, Some(Layer::Bare(_))));
+        modules.map(|m| ModuleInfo { path: m.path.clone(), kind: m.kind() }).collect()
     }
 
     /// All base tensors.
@@ -73,9 +74,9 @@ impl Modules {
         found
     }
 
-    /// Elements of the base model's tensors; tied ones count once.
+    /// Elements of the base model's parameters; tied ones count once.
     pub fn base_elements(&self) -> usize {
-        let own = self.tensors().filter(|t| t.tied_to().is_none());
+        let own = self.tensors().filter(|t| t.tied_to().is_none() && !t.is_buffer());
         own.map(|t| t.weight().elem_count()).sum()
     }
 }
@@ -89,6 +90,7 @@ impl Module {
             Some(Layer::Linear(_)) => ModuleKind::Linear,
             Some(Layer::Embedding(_)) => ModuleKind::Embedding,
             Some(Layer::Norm(_)) => ModuleKind::Norm,
+            Some(Layer::Bare(_)) => ModuleKind::Other,
         }
     }
 }
