@@ -166,6 +166,29 @@ impl Architecture {
         ..Self::DECODER
     };
 
+    /// How a model of this config works: as its language model, where it has one within.
+    ///
+    /// # Errors
+    /// When the config of that isn't one.
+    pub fn family_of(&self, config: &Config) -> Result<Family> {
+        match config.object("text_config")? {
+            Some(text) => Ok(Self::of(&text)?.family),
+            None => Ok(self.family),
+        }
+    }
+
+    /// The task that a model of this config is trained for by default.
+    ///
+    /// # Errors
+    /// As [`Architecture::family_of`].
+    pub fn default_task(&self, config: &Config) -> Result<Task> {
+        let first = self.tasks.first().copied().unwrap_or(Task::FeatureExtraction);
+        Ok(match (first, self.family_of(config)?) {
+            (Task::CausalLm, Family::EncoderDecoder) => Task::Seq2SeqLm,
+            _ => first,
+        })
+    }
+
     /// Where the base model lies under the head for `task`: the bare one lies at the root.
     pub fn base_for(&self, task: Task) -> &'static str {
         match task {

@@ -85,7 +85,7 @@ impl Case {
         };
         // transformers' loss of a span is over padded places too, and a pooler may read one.
         let reads_padding = matches!(self.model.task, Task::QuestionAns | Task::SeqCls);
-        if reads_padding && self.model.architecture.family == Family::Encoder {
+        if reads_padding && self.model.family == Family::Encoder {
             let (places, sequences) = ((0..ids.len()).collect(), padded.every_place()?);
             let token_types = types.map(Into::into);
             return Ok((Input { token_types, ..Input::new(ids.into(), sequences) }, places));
