@@ -4,6 +4,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use crate::{Builder, Config, Error, Head, Network, Result, Task};
 
+mod bart;
 mod bert;
 mod bloom;
 mod chatglm;
@@ -37,6 +38,7 @@ mod xlm_roberta;
 
 /// All architectures.
 pub const ARCHITECTURES: &[Architecture] = &[
+    bart::ENTRY,
     bert::ENTRY,
     bloom::ENTRY,
     chatglm::ENTRY,

@@ -2,11 +2,13 @@
 
 pub mod alibi;
 pub mod attention;
+pub mod bart_stack;
 pub mod causal_attention;
 pub mod causal_decoder;
 pub mod decoder;
 pub mod encoder;
 pub mod encoder_block;
+pub mod encoder_decoder;
 pub mod encoder_embeddings;
 pub mod encoder_heads;
 pub mod feed_forward;
