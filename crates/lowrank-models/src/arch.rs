@@ -9,6 +9,8 @@ mod bert;
 mod bloom;
 mod chatglm;
 mod codegen;
+mod deberta;
+mod deberta_v2;
 mod electra;
 mod falcon;
 mod gemma;
@@ -43,6 +45,8 @@ pub const ARCHITECTURES: &[Architecture] = &[
     bloom::ENTRY,
     chatglm::ENTRY,
     codegen::ENTRY,
+    deberta::ENTRY,
+    deberta_v2::ENTRY,
     electra::ENTRY,
     falcon::ENTRY,
     gemma::ENTRY,
