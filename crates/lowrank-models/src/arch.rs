@@ -6,6 +6,7 @@ use crate::{Builder, Config, Error, Head, Network, Result, Task};
 
 mod bart;
 mod bert;
+mod blip_2;
 mod bloom;
 mod chatglm;
 mod codegen;
@@ -42,6 +43,7 @@ mod xlm_roberta;
 pub const ARCHITECTURES: &[Architecture] = &[
     bart::ENTRY,
     bert::ENTRY,
+    blip_2::ENTRY,
     bloom::ENTRY,
     chatglm::ENTRY,
     codegen::ENTRY,
