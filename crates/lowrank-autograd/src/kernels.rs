@@ -14,6 +14,7 @@ pub mod adamw;
 pub(crate) mod attention;
 pub(crate) mod buffer;
 pub(crate) mod cross_entropy;
+pub(crate) mod disentangled;
 pub(crate) mod elementwise;
 pub(crate) mod norm;
 pub(crate) mod product;

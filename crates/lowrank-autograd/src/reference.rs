@@ -4,6 +4,7 @@
 
 mod activation;
 mod attention;
+mod disentangled;
 mod dropout;
 mod embedding;
 mod experts;
@@ -14,6 +15,7 @@ mod rotary;
 
 pub use activation::{activation, gated};
 pub use attention::attention;
+pub use disentangled::disentangled_attention;
 pub use dropout::{dropout, dropout_factors};
 pub use embedding::{LowRankRows, embedding};
 pub use experts::{LowRankStack, grouped_linear, mix_rows, route};

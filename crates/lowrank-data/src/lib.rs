@@ -18,6 +18,7 @@ mod error;
 mod files;
 mod fingerprint;
 mod formats;
+mod images;
 mod jinja;
 mod mix;
 mod options;
@@ -46,6 +47,7 @@ pub use fingerprint::Fingerprint;
 pub use formats::{
     Answer, Completion, Formatting, Label, LabelledText, PlainText, Question, Sample, TaggedWords,
 };
+pub use images::{ImageProcessor, Picture};
 pub use options::{DataOptions, MixStrategy, Packing};
 pub use order::{LoaderOrder, Position, permutation, split};
 pub use packing::{Bin, Packed, pack};

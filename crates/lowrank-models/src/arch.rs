@@ -4,10 +4,14 @@ use std::{borrow::Cow, sync::Arc};
 
 use crate::{Builder, Config, Error, Head, Network, Openness, Result, Task};
 
+mod bart;
 mod bert;
+mod blip_2;
 mod bloom;
 mod chatglm;
 mod codegen;
+mod deberta;
+mod deberta_v2;
 mod deepseek_v3;
 mod electra;
 mod falcon;
@@ -41,10 +45,14 @@ mod xlm_roberta;
 
 /// All architectures.
 pub const ARCHITECTURES: &[Architecture] = &[
+    bart::ENTRY,
     bert::ENTRY,
+    blip_2::ENTRY,
     bloom::ENTRY,
     chatglm::ENTRY,
     codegen::ENTRY,
+    deberta::ENTRY,
+    deberta_v2::ENTRY,
     deepseek_v3::ENTRY,
     electra::ENTRY,
     falcon::ENTRY,
@@ -178,6 +186,29 @@ impl Architecture {
         tasks: &[Task::Seq2SeqLm, Task::FeatureExtraction],
         ..Self::DECODER
     };
+
+    /// How a model of this config works: as its language model, where it has one within.
+    ///
+    /// # Errors
+    /// When the config of that isn't one.
+    pub fn family_of(&self, config: &Config) -> Result<Family> {
+        match config.object("text_config")? {
+            Some(text) => Ok(Self::of(&text)?.family),
+            None => Ok(self.family),
+        }
+    }
+
+    /// The task that a model of this config is trained for by default.
+    ///
+    /// # Errors
+    /// As [`Architecture::family_of`].
+    pub fn default_task(&self, config: &Config) -> Result<Task> {
+        let first = self.tasks.first().copied().unwrap_or(Task::FeatureExtraction);
+        Ok(match (first, self.family_of(config)?) {
+            (Task::CausalLm, Family::EncoderDecoder) => Task::Seq2SeqLm,
+            _ => first,
+        })
+    }
 
     /// Where the base model lies under the head for `task`: the bare one lies at the root.
     pub fn base_for(&self, task: Task) -> &'static str {

@@ -2,11 +2,16 @@
 
 pub mod alibi;
 pub mod attention;
+pub mod bart_stack;
 pub mod causal_attention;
 pub mod causal_decoder;
+pub mod convolution;
 pub mod decoder;
+pub mod disentangled_attention;
+pub mod disentangled_encoder;
 pub mod encoder;
 pub mod encoder_block;
+pub mod encoder_decoder;
 pub mod encoder_embeddings;
 pub mod encoder_heads;
 pub mod experts;
@@ -20,9 +25,11 @@ pub mod positions;
 pub mod post_norm;
 pub mod pre_norm;
 pub mod projections;
+pub mod query_former;
 pub mod relative_position;
 pub mod residual;
 pub mod rotary;
 pub mod router;
 pub mod t5_stack;
+pub mod vision_tower;
 pub mod word_boxes;

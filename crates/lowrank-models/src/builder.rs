@@ -12,7 +12,7 @@ use candle_core::{DType, Device, Tensor};
 use lowrank_autograd::{Key, Weight, ops, random};
 use lowrank_peft::{
     BaseTensor, Modules,
-    layers::{Embedding, Layer, Linear, LinearKind, Norm, NormKind},
+    layers::{Bare, Embedding, Layer, Linear, LinearKind, Norm, NormKind},
 };
 
 use crate::{Architecture, Error, Result, Task, Weights};
@@ -61,13 +61,14 @@ pub struct Builder {
     path: String,
     /// The same place as files call it, where they call it something else.
     filed: Option<String>,
+    /// Where the base model lies, a model's own place included.
+    base: String,
 }
 
 #[derive(Debug)]
 struct Shared {
     weights: Weights,
     architecture: &'static Architecture,
-    base: &'static str,
     fresh: FreshInit,
     /// Weights are converted to this when they are loaded; `None` leaves them as they lie.
     dtype: Option<DType>,
@@ -96,15 +97,15 @@ impl Builder {
         fresh: FreshInit,
         dtype: Option<DType>,
     ) -> Self {
-        let (base, state) = (architecture.base_for(task), RefCell::default());
-        let shared = Shared { weights, architecture, base, fresh, dtype, state };
-        Self { shared: Rc::new(shared), path: String::new(), filed: None }
+        let (base, state) = (architecture.base_for(task).to_owned(), RefCell::default());
+        let shared = Shared { weights, architecture, fresh, dtype, state };
+        Self { shared: Rc::new(shared), path: String::new(), filed: None, base }
     }
 
     /// The place `name` below this one; an empty name is this place itself.
     pub fn at(&self, name: &str) -> Self {
         let filed = self.filed.as_ref().map(|filed| joined(filed, name));
-        Self { shared: Rc::clone(&self.shared), path: self.join(name), filed }
+        Self { path: self.join(name), filed, ..self.clone() }
     }
 
     /// The place `name` below this one, which files call `filed`.
@@ -115,6 +116,13 @@ impl Builder {
     /// The place of the `index`-th block of a list.
     pub fn nth(&self, name: &str, index: usize) -> Self {
         self.at(name).at(&index.to_string())
+    }
+
+    /// The root of a model within this one, with the head for `task`. Its files know it by these
+    /// names alone.
+    pub fn nested(&self, name: &str, architecture: &Architecture, task: Task) -> Self {
+        let root = self.at(name);
+        Self { base: root.join(architecture.base_for(task)), ..root }
     }
 
     /// What `build` makes at the places of a list, given their numbers.
@@ -132,7 +140,7 @@ impl Builder {
 
     /// The place of the base model under its head.
     pub fn base(&self) -> Self {
-        self.at(self.shared.base)
+        Self { path: self.base.clone(), ..self.clone() }
     }
 
     fn join(&self, name: &str) -> String {
@@ -309,6 +317,52 @@ impl Builder {
         Ok(self.register_norm(&path, norm))
     }
 
+    /// A tensor that a module holds without a layer of its own.
+    ///
+    /// # Errors
+    /// When it is missing or misshapen.
+    pub fn parameter(&self, name: &str, shape: &[usize]) -> Result<Bare> {
+        let path = self.join(name);
+        let tensor = BaseTensor::widened(path.clone(), &self.tensor(&path, shape)?)?;
+        Ok(self.register_bare(&path, tensor))
+    }
+
+    /// A tensor that is saved and never trained, zeros where the file lacks it.
+    ///
+    /// # Errors
+    /// When it is misshapen.
+    pub fn buffer_or_zeros(&self, name: &str, shape: &[usize]) -> Result<Bare> {
+        let path = self.join(name);
+        let weight = match self.find(&path) {
+            Some(_) => self.tensor(&path, shape)?,
+            None => Weight::from_tensor(&Tensor::zeros(shape, DType::F32, &Device::Cpu)?)?,
+        };
+        let tensor = BaseTensor::buffer(path.clone(), &weight)?;
+        Ok(self.register_bare(&path, tensor))
+    }
+
+    /// [`Builder::parameter`] of a task head: where the file lacks it, it starts at zero.
+    ///
+    /// # Errors
+    /// When it is misshapen.
+    pub fn head_parameter(&self, name: &str, shape: &[usize]) -> Result<Bare> {
+        let path = self.join(name);
+        if self.find(&path).is_some() {
+            return self.parameter(name, shape);
+        }
+        self.built().fresh.push(path.clone());
+        let zeros = Tensor::zeros(shape, DType::F32, &Device::Cpu)?;
+        let tensor = BaseTensor::widened(path.clone(), &Weight::from_tensor(&zeros)?)?;
+        Ok(self.register_bare(&path, tensor))
+    }
+
+    /// An embedding's table as a linear layer that is no module of its own; `name` is that of the
+    /// module that stands for it where the model's output layer is asked for.
+    pub fn table_as_linear(&self, name: &str, table: &Embedding) -> Linear {
+        let weight = table.weight().tied(format!("{}.weight", self.join(name)));
+        Linear::new(LinearKind::Linear, weight, None)
+    }
+
     /// A LayerNorm without weights.
     ///
     /// # Errors
@@ -345,6 +399,12 @@ impl Builder {
     fn register_norm(&self, path: &str, layer: Norm) -> Norm {
         self.built().modules.push(path, Layer::Norm(layer.clone()));
         layer
+    }
+
+    fn register_bare(&self, path: &str, tensor: BaseTensor) -> Bare {
+        let bare = Bare::new(tensor);
+        self.built().modules.push(path, Layer::Bare(bare.clone()));
+        bare
     }
 
     fn matrix(&self, path: &str, shape: &[usize]) -> Result<BaseTensor> {

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use candle_core::Tensor;
 use lowrank_autograd::{Error as ComputeError, Key};
 use lowrank_peft::Pass;
 
-use crate::{Cache, Context, Encoded, Error, Family, Input, Model, Result, Sequences};
+use crate::{Cache, Config, Context, Encoded, Error, Family, Input, Model, Result, Sequences};
 
 /// How the next token is chosen, under transformers' names.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,6 +38,53 @@ pub struct GenerateOptions {
     pub eos_token_ids: Vec<u32>,
     /// How the next token is chosen.
     pub sampling: Sampling,
+    /// Tokens that aren't chosen.
+    pub forced: Forced,
+}
+
+/// Tokens that take a fixed place in what is generated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Forced {
+    /// `forced_bos_token_id`: follows a sequence's first token.
+    pub second: Option<u32>,
+    /// `forced_eos_token_id`: the last of `max_new_tokens`.
+    pub last: Option<u32>,
+}
+
+impl Forced {
+    /// What a model's `generation_config.json` asks for or, in a folder without one, its
+    /// `config.json`, as transformers has it.
+    ///
+    /// # Errors
+    /// When the file isn't JSON or a field isn't a token.
+    pub fn of(model: &Model) -> Result<Self> {
+        let path = model.folder.join("generation_config.json");
+        if path.is_file() {
+            let config = Config::read(&path)?;
+            let second = config.token_id("forced_bos_token_id")?;
+            return Ok(Self { second, last: config.token_id("forced_eos_token_id")? });
+        }
+        let config = model.text_config()?;
+        let mut forced = Self {
+            second: config.token_id("forced_bos_token_id")?,
+            last: config.token_id("forced_eos_token_id")?,
+        };
+        if config.switch_or("force_bos_token_to_be_generated", false)? {
+            forced.second = config.token_id("bos_token_id")?;
+        }
+        // The one class of configs that has a default.
+        let silent = !config.fields().contains_key("forced_eos_token_id");
+        if silent && model.architecture.model_type == "bart" {
+            forced.last = Some(2);
+        }
+        Ok(forced)
+    }
+
+    /// The token of a step of a sequence that has `seen` tokens.
+    fn at(self, step: usize, seen: usize, max_new_tokens: usize) -> Option<u32> {
+        let last = self.last.filter(|_| step + 1 == max_new_tokens);
+        last.or(self.second.filter(|_| seen == 1))
+    }
 }
 
 /// Continues each prompt; `on_token` hears of every token as it comes, by sequence, and ends the
@@ -50,20 +98,39 @@ pub fn generate(
     pass: &Pass,
     prompts: &[Vec<u32>],
     options: &GenerateOptions,
+    on_token: impl FnMut(usize, u32) -> bool,
+) -> Result<Vec<Vec<u32>>> {
+    generate_after(model, pass, &Input::packed(prompts), options, on_token)
+}
+
+/// [`generate`] from prompts as a model reads them: with the positions that an encoder sees.
+///
+/// # Errors
+/// As [`generate`].
+pub fn generate_after(
+    model: &Model,
+    pass: &Pass,
+    prompts: &Input,
+    options: &GenerateOptions,
     mut on_token: impl FnMut(usize, u32) -> bool,
 ) -> Result<Vec<Vec<u32>>> {
-    if let Some(row) = prompts.iter().position(Vec::is_empty) {
+    if let Some(row) = prompts.sequences.lengths().iter().position(|&n| n == 0) {
         return Err(Error::Input(format!("prompt {row} is empty; it needs at least one token")));
     }
     let mut run = Run::start(model, pass, prompts)?;
-    let mut new: Vec<Vec<u32>> = vec![Vec::new(); prompts.len()];
-    let mut open = vec![true; prompts.len()];
+    let rows = prompts.sequences.len();
+    let mut new: Vec<Vec<u32>> = vec![Vec::new(); rows];
+    let mut open = vec![true; rows];
     for step in 0..options.max_new_tokens {
         let logits = run.step()?;
-        let mut next = Vec::with_capacity(prompts.len());
+        let mut next = Vec::with_capacity(rows);
         for (row, logits) in logits.iter().enumerate() {
             let key = Key::new(options.sampling.seed).with(row as u64).with(step as u64);
-            let token = choose(logits, run.seen(row), &options.sampling, key)?;
+            let seen = run.seen(row);
+            let token = match options.forced.at(step, seen.len(), options.max_new_tokens) {
+                Some(token) => token,
+                None => choose(logits, seen, &options.sampling, key)?,
+            };
             next.push(token);
             if open.get(row) == Some(&true) {
                 if let Some(new) = new.get_mut(row) {
@@ -97,30 +164,29 @@ struct Run<'a> {
     tokens: Vec<Vec<u32>>,
     /// How many of them the cache holds.
     cached: Vec<usize>,
+    /// What a decoder sees beside its prompts.
+    images: Option<Tensor>,
 }
 
 impl<'a> Run<'a> {
-    fn start(model: &'a Model, pass: &'a Pass, prompts: &[Vec<u32>]) -> Result<Self> {
+    fn start(model: &'a Model, pass: &'a Pass, prompts: &Input) -> Result<Self> {
         let network = model.network();
-        let (encoded, tokens) = match model.architecture.family {
-            Family::Decoder => (None, prompts.to_vec()),
+        let rows = prompts.sequences.len();
+        let (encoded, tokens) = match model.family {
+            Family::Decoder => (None, prompts.rows()),
             Family::EncoderDecoder => {
-                let start = model.config.token_id("decoder_start_token_id")?;
-                let start = match start {
-                    Some(start) => start,
-                    None => model.config.token_id("pad_token_id")?.unwrap_or_default(),
-                };
-                let encoded = network.encode(&Input::packed(prompts), pass)?;
-                (Some(encoded), vec![vec![start]; prompts.len()])
+                let start = model.target_start()?.unwrap_or_default();
+                (Some(network.encode(prompts, pass)?), vec![vec![start]; rows])
             }
             Family::Encoder => {
                 let what = format!("`{}` doesn't generate", model.architecture.model_type);
                 return Err(Error::Input(what));
             }
         };
-        let cache = network.new_cache(prompts.len());
-        let cached = vec![0; prompts.len()];
-        Ok(Self { model, pass, cache, encoded, tokens, cached })
+        let cache = network.new_cache(rows);
+        let cached = vec![0; rows];
+        let images = prompts.images.clone().filter(|_| encoded.is_none());
+        Ok(Self { model, pass, cache, encoded, tokens, cached, images })
     }
 
     /// Logits after the last token of each sequence.
@@ -134,7 +200,8 @@ impl<'a> Run<'a> {
             .collect();
         let lengths: Vec<usize> = fresh.iter().map(|t| t.len()).collect();
         let sequences = Sequences::continued(&lengths, &self.cached);
-        let input = Input::new(fresh.concat().into(), sequences);
+        let images = self.images.take();
+        let input = Input { images, ..Input::new(fresh.concat().into(), sequences) };
         let context = Context { cache: Some(&mut self.cache), encoded: self.encoded.as_ref() };
         let hidden = self.model.network().forward(&input, context, self.pass)?;
         let last: Arc<[usize]> = input.sequences.spans.iter().map(|s| s.queries.end - 1).collect();

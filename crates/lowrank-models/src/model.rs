@@ -10,7 +10,8 @@ use lowrank_autograd::Value;
 use lowrank_peft::{BaseTensor, Modules, Pass};
 
 use crate::{
-    Architecture, Builder, Config, Context, FreshInit, Head, Input, Network, Result, Task, Weights,
+    Architecture, Builder, Config, Context, Family, FreshInit, Head, Input, Network, Result, Task,
+    Weights,
 };
 
 /// What is asked of a folder that is opened.
@@ -74,6 +75,8 @@ pub struct Model {
     pub config: Config,
     /// Its entry in the registry.
     pub architecture: &'static Architecture,
+    /// How it works.
+    pub family: Family,
     /// The task of its head.
     pub task: Task,
     /// All modules, for adapters.
@@ -105,8 +108,8 @@ impl Model {
             config.set(key, value.clone());
         }
         let architecture = Architecture::of(&config)?;
-        let task = options.task.or(architecture.tasks.first().copied());
-        let task = task.unwrap_or(Task::FeatureExtraction);
+        let family = architecture.family_of(&config)?;
+        let task = options.task.map_or_else(|| architecture.default_task(&config), Ok)?;
         architecture.check_task(task)?;
         set_labels(&mut config, options);
         let fresh = FreshInit {
@@ -121,6 +124,7 @@ impl Model {
             folder: folder.to_owned(),
             config,
             architecture,
+            family,
             task,
             modules: built.modules,
             fresh: built.fresh,
@@ -129,6 +133,29 @@ impl Model {
             network,
             head,
         })
+    }
+
+    /// The config of the language model: one within the model's own, or that itself.
+    ///
+    /// # Errors
+    /// When `text_config` isn't an object.
+    pub fn text_config(&self) -> Result<Config> {
+        Ok(self.config.object("text_config")?.unwrap_or_else(|| self.config.clone()))
+    }
+
+    /// What an encoder-decoder's target begins with; `None` for other models.
+    ///
+    /// # Errors
+    /// When the config has no such token.
+    pub fn target_start(&self) -> Result<Option<u32>> {
+        if self.family != Family::EncoderDecoder {
+            return Ok(None);
+        }
+        let (config, field) = (self.text_config()?, "decoder_start_token_id");
+        let start = config
+            .token_id(field)?
+            .map_or_else(|| config.token_id("pad_token_id"), |t| Ok(Some(t)))?;
+        start.map(Some).ok_or_else(|| config.wrong(field, "a token id"))
     }
 
     /// The network below the head.

@@ -79,9 +79,11 @@ impl<'a> Context<'a> {
 /// What a block of a decoder keeps of one generation: its own keys and values by sequence, and
 /// those of the encoder's output once they are computed.
 #[derive(Debug)]
-pub(crate) struct BlockCache<'a> {
-    pub(crate) own: &'a mut [KeyValues],
-    pub(crate) cross: &'a mut Option<(Value, Value)>,
+pub struct BlockCache<'a> {
+    /// Its own, by sequence.
+    pub own: &'a mut [KeyValues],
+    /// Of the encoder's output.
+    pub cross: &'a mut Option<(Value, Value)>,
 }
 
 /// Keys and values of generation, by layer and sequence.

@@ -2,7 +2,12 @@
 
 use std::sync::Arc;
 
-use lowrank_autograd::ops::Span;
+use candle_core::Tensor;
+use lowrank_autograd::{
+    Value,
+    ops::{self, Span},
+};
+use lowrank_peft::{Pass, layers::Embedding};
 
 use crate::{Error, Result};
 
@@ -85,12 +90,25 @@ pub struct Input {
     pub token_types: Option<Arc<[u32]>>,
     /// LayoutLM's boxes of words on their page, `[x0, y0, x1, y1]`, 0 where absent.
     pub bbox: Option<Arc<[[u32; 4]]>>,
+    /// An image for each sequence, `[sequences, channels, height, width]`, f32.
+    pub images: Option<Tensor>,
+    /// Vectors that some rows have in the place of those of their ids.
+    pub given: Option<Given>,
+}
+
+/// Vectors in the place of those that a table has.
+#[derive(Clone, Debug)]
+pub struct Given {
+    /// The rows.
+    pub rows: Arc<[usize]>,
+    /// Their vectors, `[rows.len(), hidden_size]`.
+    pub vectors: Value,
 }
 
 impl Input {
     /// Ids of these sequences, and nothing besides.
     pub fn new(ids: Arc<[u32]>, sequences: Sequences) -> Self {
-        Self { ids, sequences, token_types: None, bbox: None }
+        Self { ids, sequences, token_types: None, bbox: None, images: None, given: None }
     }
 
     /// Sequences of ids, packed.
@@ -98,6 +116,40 @@ impl Input {
         let lengths: Vec<usize> = rows.iter().map(|r| r.as_ref().len()).collect();
         let ids = rows.iter().flat_map(|r| r.as_ref()).copied().collect();
         Self::new(ids, Sequences::packed(&lengths))
+    }
+
+    /// The rows that aren't padding, as sequences of their own whose positions are what they were,
+    /// and where they lie here.
+    pub fn without_padding(&self) -> (Self, Arc<[usize]>) {
+        let spans = self.sequences.spans.iter();
+        let rows: Arc<[usize]> = spans.clone().flat_map(|span| span.keys.clone()).collect();
+        let lengths: Vec<usize> = spans.map(|span| span.keys.len()).collect();
+        let pick = |of: &[u32]| rows.iter().filter_map(|&row| of.get(row).copied()).collect();
+        let positions = pick(&self.sequences.positions);
+        let sequences = Sequences { positions, ..Sequences::packed(&lengths) };
+        (Self::new(pick(&self.ids), sequences), rows)
+    }
+
+    /// The vectors of the ids in a table, and those that are given in their place.
+    ///
+    /// # Errors
+    /// When an id lies outside the table or the widths differ.
+    pub fn embed(&self, table: &Embedding, pass: &Pass) -> lowrank_autograd::Result<Value> {
+        let words = table.forward(&self.ids, pass)?;
+        let Some(given) = &self.given else { return Ok(words) };
+        let mut from: Vec<usize> = (0..self.ids.len()).collect();
+        for (i, row) in given.rows.iter().enumerate() {
+            if let Some(place) = from.get_mut(*row) {
+                *place = self.ids.len() + i;
+            }
+        }
+        ops::select_rows(&ops::concat_rows(&[&words, &given.vectors])?, &from.into())
+    }
+
+    /// The ids of each sequence.
+    pub fn rows(&self) -> Vec<Vec<u32>> {
+        let spans = self.sequences.spans.iter();
+        spans.map(|s| self.ids.get(s.queries.clone()).unwrap_or_default().to_vec()).collect()
     }
 }
 

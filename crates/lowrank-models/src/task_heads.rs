@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use candle_core::Tensor;
 use lowrank_autograd::{
     Result, Value,
     ops::{self, Activation, ScoredTargets},
 };
 use lowrank_peft::{
     Pass,
-    layers::{Linear, Norm},
+    layers::{Bare, Linear, Norm},
 };
 
 use crate::{Builder, Config, DropoutSite, Input, Network, Task};
@@ -24,7 +25,7 @@ pub enum Head {
     Sequences(SequenceHead),
 }
 
-/// `linear(drop(transform(scale·h)))` of every token, capped where the model says so.
+/// `linear(drop(transform(scale·h))) + offsets` of every token, capped where the model says so.
 #[derive(Clone, Debug)]
 pub struct TokenHead {
     /// Factor of the hidden states (T5 with tied embeddings).
@@ -35,6 +36,8 @@ pub struct TokenHead {
     pub dropout: Option<DropoutSite>,
     /// The last layer.
     pub linear: Linear,
+    /// What is added to the logits besides (BART, DeBERTa).
+    pub offsets: Option<Bare>,
     /// `c` of `c·tanh(logit/c)` (Gemma 2).
     pub softcap: Option<f32>,
 }
@@ -82,20 +85,32 @@ pub enum Pick {
         /// `pad_token_id`
         pad: Option<u32>,
     },
+    /// The last one that is this token (BART's end of the sequence).
+    LastOf(u32),
 }
 
 impl Pick {
     /// The row of each sequence's token.
-    pub fn rows(self, input: &Input) -> Arc<[usize]> {
-        let row = |span: &ops::Span| match self {
-            Self::First => span.queries.start,
+    ///
+    /// # Errors
+    /// When a sequence lacks the token that stands for it.
+    pub fn rows(self, input: &Input) -> Result<Arc<[usize]>> {
+        let id = |row: &usize| input.ids.get(*row).copied();
+        let row = |(i, span): (usize, &ops::Span)| match self {
+            Self::First => Ok(span.queries.start),
             Self::LastReal { pad } => {
-                let real = |&row: &usize| pad.is_none() || input.ids.get(row).copied() != pad;
-                let last = span.queries.clone().rev().find(real);
-                last.unwrap_or(span.queries.start)
+                let last = span.queries.clone().rev().find(|row| pad.is_none() || id(row) != pad);
+                Ok(last.unwrap_or(span.queries.start))
+            }
+            Self::LastOf(token) => {
+                let last = span.queries.clone().rev().find(|row| id(row) == Some(token));
+                last.ok_or_else(|| {
+                    let what = format!("sequence {i} has no token {token} (`eos_token_id`)");
+                    candle_core::Error::Msg(what).into()
+                })
             }
         };
-        input.sequences.spans.iter().map(row).collect()
+        input.sequences.spans.iter().enumerate().map(row).collect()
     }
 }
 
@@ -119,7 +134,7 @@ impl Head {
                 None => head.forward(hidden, pass),
             },
             Self::Sequences(head) => {
-                let rows = head.pick.rows(input);
+                let rows = head.pick.rows(input)?;
                 let picked = ops::select_rows(hidden, &rows)?;
                 head.forward(&picked, &pass.for_rows(&rows))
             }
@@ -152,27 +167,47 @@ impl Head {
 impl TokenHead {
     /// A head of one linear layer.
     pub fn of(linear: Linear) -> Self {
-        Self { scale: None, transform: None, dropout: None, linear, softcap: None }
+        let (scale, transform, dropout, offsets, softcap) = (None, None, None, None, None);
+        Self { scale, transform, dropout, linear, offsets, softcap }
     }
 
     fn forward(&self, x: &Value, pass: &Pass) -> Result<Value> {
-        self.capped(&self.linear.forward(&self.before_linear(x, pass)?, pass)?)
+        let logits = self.linear.forward(&self.before_linear(x, pass)?, pass)?;
+        let offsets = self.offsets.as_ref().map(|offsets| offsets.rows(pass)).transpose()?;
+        let logits = offsets.map_or(Ok(logits.clone()), |o| ops::add_row(&logits, &o))?;
+        let Some(cap) = self.softcap else { return Ok(logits) };
+        ops::scale(&ops::activation(&ops::scale(&logits, cap.recip())?, Activation::Tanh)?, cap)
     }
 
     fn cross_entropy(&self, x: &Value, classes: &Arc<[u32]>, pass: &Pass) -> Result<ScoredTargets> {
-        let x = self.before_linear(x, pass)?;
-        if is_frozen(&self.linear, pass) {
-            let weight = self.linear.weight().weight();
-            let bias = self.linear.bias().map(|b| b.weight().to_f32()).transpose()?;
-            return ops::linear_cross_entropy(&x, &weight, bias.as_ref(), self.softcap, classes);
+        if !self.is_frozen(pass) {
+            return ops::scored_cross_entropy(&self.forward(x, pass)?, classes);
         }
-        ops::scored_cross_entropy(&self.capped(&self.linear.forward(&x, pass)?)?, classes)
+        let (x, weight) = (self.before_linear(x, pass)?, self.linear.weight().weight());
+        let bias = self.frozen_bias()?;
+        ops::linear_cross_entropy(&x, &weight, bias.as_ref(), self.softcap, classes)
     }
 
-    /// The logits after their cap.
-    fn capped(&self, logits: &Value) -> Result<Value> {
-        let Some(cap) = self.softcap else { return Ok(logits.clone()) };
-        ops::scale(&ops::activation(&ops::scale(logits, cap.recip())?, Activation::Tanh)?, cap)
+    /// Whether what makes the logits is base tensors alone in this pass.
+    fn is_frozen(&self, pass: &Pass) -> bool {
+        let offsets = self.offsets.as_ref().map(Bare::tensor);
+        let tensors = || [self.linear.bias(), offsets].into_iter().flatten();
+        let has_copy = |name: &str| {
+            let weight = self.linear.weight().copy_of(name);
+            weight.is_some() || tensors().any(|tensor| tensor.copy_of(name).is_some())
+        };
+        pass.adapters().iter().all(|name| self.linear.adapter(name).is_none() && !has_copy(name))
+    }
+
+    /// All that is added to the logits.
+    fn frozen_bias(&self) -> Result<Option<Tensor>> {
+        let own = self.linear.bias().map(|b| b.weight().to_f32()).transpose()?;
+        let offsets = self.offsets.as_ref().map(|o| o.tensor().weight().to_f32()).transpose()?;
+        let offsets = offsets.map(|offsets| offsets.flatten_all()).transpose()?;
+        Ok(match (own, offsets) {
+            (Some(own), Some(offsets)) => Some((own + offsets)?),
+            (own, offsets) => own.or(offsets),
+        })
     }
 
     fn before_linear(&self, x: &Value, pass: &Pass) -> Result<Value> {
@@ -180,15 +215,6 @@ impl TokenHead {
         let x = self.transform.as_ref().map_or(Ok(x.clone()), |t| t.forward(&x, pass))?;
         self.dropout.map_or(Ok(x.clone()), |d| d.forward(&x, pass))
     }
-}
-
-/// Whether a layer is its base tensors alone in this pass.
-fn is_frozen(linear: &Linear, pass: &Pass) -> bool {
-    let has_copy = |name: &str| {
-        let bias = linear.bias().is_some_and(|b| b.copy_of(name).is_some());
-        bias || linear.weight().copy_of(name).is_some()
-    };
-    pass.adapters().iter().all(|name| linear.adapter(name).is_none() && !has_copy(name))
 }
 
 impl SequenceHead {

@@ -70,3 +70,22 @@ fn decoders_of_the_gpt_family_drop_the_same_when_a_block_is_run_again() -> Resul
         &[("attn_config", json!({"attn_pdrop": 0.3, "clip_qkv": 0.7, "softmax_scale": 0.5}))],
     )
 }
+
+#[test] // gradients of a source are summed up in another order where blocks are run again
+fn what_reads_a_source_twice_drops_the_same_when_a_block_is_run_again() -> Result<()> {
+    let fields = ["dropout", "attention_dropout", "activation_dropout"];
+    let fields = fields.map(|field| (field, json!(0.3)));
+    let run = |step, again| trained("bart_own", "q_proj", &fields, step, again);
+    let ((loss, found), (same, expected)) = (run(1, true)?, run(1, false)?);
+    assert_eq!(loss, same);
+    assert_ne!(loss, run(2, true)?.0);
+    let pairs = found.concat().into_iter().zip(expected.concat());
+    pairs.for_each(|(a, b)| assert!((a - b).abs() < 1e-5, "{a}, expected {b}"));
+    Ok(())
+}
+
+#[test]
+fn disentangled_attention_drops_the_same_when_a_block_is_run_again() -> Result<()> {
+    let fields = ["hidden_dropout_prob", "attention_probs_dropout_prob"];
+    check("deberta_v2_own", "query_proj", &fields.map(|field| (field, json!(0.3))))
+}

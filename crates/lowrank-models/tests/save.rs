@@ -32,8 +32,11 @@ fn saved(model: &Model, options: &SaveOptions) -> Result<Vec<(String, Vec<u8>)>>
 #[test]
 fn the_tensors_are_those_that_were_read() -> Result<()> {
     for name in [
+        "bart_own",
         "bert",
         "bert_own",
+        "blip_2_own",
+        "deberta_v2_own",
         "bert_qa",
         "falcon_own",
         "gemma2_own",

@@ -132,6 +132,7 @@ impl Adapter {
                 // Copies of base tensors that PEFT stores beside what is trained.
                 (Some(_), _) | (None, TensorName::Wrapped(_)) => {}
                 (None, parsed) if embedding_name(modules, parsed).is_some() => {}
+                (None, TensorName::Plain(own)) if is_second_name(modules, own) => {}
                 (None, _) => unexpected.push(name.clone()),
             }
         }
@@ -185,6 +186,7 @@ impl Adapter {
         match self.plan.base_parameter(name) {
             BaseParameter::Frozen => None,
             BaseParameter::Saved => Some((plain(), CopyReason::ModulesToSave)),
+            BaseParameter::Bias if tensor.is_buffer() => None,
             BaseParameter::Bias => {
                 let module = name.rsplit_once('.').map_or("", |(module, _)| module);
                 let own = match self.plan.targets.contains_key(module) {
@@ -356,7 +358,7 @@ fn dims(layer: &Layer) -> Option<[usize; 2]> {
             let [_, out, input] = stack.dims();
             return Some([out, input]);
         }
-        Layer::Norm(_) | Layer::Buffer(_) => return None,
+        Layer::Norm(_) | Layer::Bare(_) => return None,
     };
     <[usize; 2]>::try_from(weight.dims()).ok()
 }
@@ -393,7 +395,7 @@ fn embedding_name(modules: &Modules, name: &TensorName) -> Option<String> {
     let is_table = |(_, layer): (&str, &Layer)| match layer {
         Layer::Embedding(e) => e.weight().name() == own,
         Layer::Linear(l) => l.weight().name() == own && own.starts_with("lm_head"),
-        Layer::Norm(_) | Layer::Stack(_) | Layer::Buffer(_) => false,
+        Layer::Norm(_) | Layer::Stack(_) | Layer::Bare(_) => false,
     };
     modules.layers().any(is_table).then_some(own)
 }
@@ -408,6 +410,12 @@ fn check_buffer(buffer: &BaseTensor, name: &str, data: Option<&Tensor>) -> Resul
         true => Ok(()),
         false => Err(Error::Buffer { name: name.to_owned() }),
     }
+}
+
+/// Whether a name is the layer's own of a bias that goes by another one: PEFT writes both.
+fn is_second_name(modules: &Modules, name: &str) -> bool {
+    let layer = name.strip_suffix(".bias").and_then(|path| modules.layer(path));
+    matches!(layer, Some(Layer::Linear(l)) if l.bias().is_some_and(|bias| bias.name() != name))
 }
 
 /// Puts base embeddings that the file stores in the model's place, and wherever they are tied to.

@@ -99,7 +99,7 @@ impl BaseTensor {
         Ok(Self { saved_dtype: weight.dtype(), ..Self::new(name, wide) })
     }
 
-    /// A vector that training leaves as it is, whatever is trained around it.
+    /// A tensor that training leaves as it is, whatever is trained around it.
     ///
     /// # Errors
     /// Those of the conversion.
@@ -136,7 +136,7 @@ impl BaseTensor {
         self.read(|s| s.unmerged.is_some() || s.changed)
     }
 
-    /// Whether training leaves it as it is.
+    /// Whether training leaves it as it is; it doesn't count among the parameters.
     pub fn is_buffer(&self) -> bool {
         self.buffer
     }

@@ -1,16 +1,16 @@
 //! The layers that models are made of. Each carries its base tensors and whatever adapters add to
 //! it; an architecture calls `forward` and knows nothing of either.
 
+mod bare;
 mod embedding;
 mod linear;
 mod norm;
 mod slots;
 mod stack;
 
-use std::sync::Arc;
-
 use lowrank_autograd::Result;
 
+pub use bare::Bare;
 pub use embedding::Embedding;
 pub use linear::{Linear, LinearKind};
 pub use norm::{Norm, NormKind};
@@ -29,8 +29,8 @@ pub enum Layer {
     Norm(Norm),
     /// A parameter that holds the matrices of experts; its path is the parameter's.
     Stack(Stack),
-    /// A tensor that no layer trains; its path is its own.
-    Buffer(Arc<BaseTensor>),
+    /// A tensor beside the layers; no module in PyTorch's sense.
+    Bare(Bare),
 }
 
 impl Layer {
@@ -41,7 +41,7 @@ impl Layer {
             Self::Embedding(e) => vec![e.weight()],
             Self::Norm(n) => std::iter::once(n.weight()).chain(n.bias()).collect(),
             Self::Stack(s) => vec![s.weight()],
-            Self::Buffer(tensor) => vec![tensor],
+            Self::Bare(b) => vec![b.tensor()],
         }
     }
 
@@ -51,7 +51,7 @@ impl Layer {
             Self::Linear(l) => l.adapter(name),
             Self::Embedding(e) => e.adapter(name),
             Self::Stack(s) => s.slots().get(name),
-            Self::Norm(_) | Self::Buffer(_) => None,
+            Self::Norm(_) | Self::Bare(_) => None,
         }
     }
 
@@ -61,7 +61,7 @@ impl Layer {
             Self::Linear(l) => l.remove_adapter(name),
             Self::Embedding(e) => e.remove_adapter(name),
             Self::Stack(s) => s.slots().remove(name),
-            Self::Norm(_) | Self::Buffer(_) => {}
+            Self::Norm(_) | Self::Bare(_) => {}
         }
         self.tensors().iter().for_each(|t| t.remove_copy(name));
     }
@@ -77,7 +77,7 @@ impl Layer {
             Self::Linear(l) => l.merge(name),
             Self::Embedding(e) => e.merge(name),
             Self::Stack(s) => s.merge(name),
-            Self::Norm(_) | Self::Buffer(_) => Ok(()),
+            Self::Norm(_) | Self::Bare(_) => Ok(()),
         }
     }
 
@@ -98,7 +98,7 @@ impl Layer {
             Self::Linear(l) => l.unmerge(),
             Self::Embedding(e) => e.unmerge(),
             Self::Stack(s) => s.slots().clear_merged(),
-            Self::Norm(_) | Self::Buffer(_) => {}
+            Self::Norm(_) | Self::Bare(_) => {}
         }
     }
 
@@ -108,7 +108,7 @@ impl Layer {
             Self::Linear(l) => l.set_adapter(name, lora),
             Self::Embedding(e) => e.set_adapter(name, lora),
             Self::Stack(s) => s.slots().set(name, lora),
-            Self::Norm(_) | Self::Buffer(_) => {}
+            Self::Norm(_) | Self::Bare(_) => {}
         }
     }
 }

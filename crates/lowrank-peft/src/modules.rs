@@ -52,7 +52,7 @@ impl Modules {
 
     /// What matching needs to know of every module. A buffer is part of one.
     pub fn infos(&self) -> Vec<ModuleInfo> {
-        let modules = self.list.iter().filter(|m| !matches!(m.layer, Some(Layer::Buffer(_))));
+        let modules = self.list.iter().filter(|m| !matches!(m.layer, Some(Layer::Bare(_))));
         modules.map(|m| ModuleInfo { path: m.path.clone(), kind: m.kind() }).collect()
     }
 
@@ -94,7 +94,7 @@ impl Module {
             Some(Layer::Embedding(_)) => ModuleKind::Embedding,
             Some(Layer::Norm(_)) => ModuleKind::Norm,
             Some(Layer::Stack(_)) => ModuleKind::Parameter,
-            Some(Layer::Buffer(_)) => ModuleKind::Other,
+            Some(Layer::Bare(_)) => ModuleKind::Other,
         }
     }
 }

@@ -52,6 +52,25 @@ impl Pass {
         Self { random, ..self.clone() }
     }
 
+    /// The same pass for the rows of a table that all sequences read, as of relative positions.
+    pub fn for_table(&self, rows: usize) -> Self {
+        let random = self.random.as_ref().map(|(key, _)| (*key, (0..rows as u64).collect()));
+        Self { random, ..self.clone() }
+    }
+
+    /// The same pass for `count` parts of each of these rows, as the patches of a text's image are.
+    pub fn for_parts(&self, rows: &[usize], count: usize) -> Self {
+        let random = self.random.as_ref().map(|(key, keys)| {
+            let of = |row: &usize| keys.get(*row).copied().unwrap_or_default();
+            // The stride is odd and has no pattern in its bits: no two parts' keys meet by design.
+            let part = |key: u64| {
+                (1..=count as u64).map(move |i| key ^ i.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+            };
+            (*key, rows.iter().map(of).flat_map(part).collect())
+        });
+        Self { random, ..self.clone() }
+    }
+
     /// Whether operations on trainable parameters are recorded.
     pub fn records(&self) -> bool {
         self.record

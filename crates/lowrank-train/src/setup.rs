@@ -84,7 +84,7 @@ fn task_of(lora: &LoraPlan, folder: &std::path::Path) -> Result<Task> {
     }
     let config = lowrank_models::Config::read(&path)?;
     let architecture = lowrank_models::Architecture::of(&config)?;
-    let task = match (lora.task_type, architecture.family) {
+    let task = match (lora.task_type, architecture.family_of(&config)?) {
         (plan::TaskType::CausalLm, Family::EncoderDecoder) | (plan::TaskType::Seq2SeqLm, _) => {
             Task::Seq2SeqLm
         }
@@ -238,16 +238,12 @@ fn lora_config(lora: &LoraPlan, model: &Model, task: Task) -> Result<LoraConfig>
     })
 }
 
+/// What the decoder of a model that writes targets begins with.
 fn start_of(model: &PeftModel) -> Result<Option<u32>> {
-    if model.model().architecture.family != Family::EncoderDecoder {
-        return Ok(None);
+    match model.model().task {
+        Task::Seq2SeqLm => Ok(model.model().target_start()?),
+        _ => Ok(None),
     }
-    let config = &model.model().config;
-    let start = match config.token_id("decoder_start_token_id")? {
-        Some(start) => Some(start),
-        None => config.token_id("pad_token_id")?,
-    };
-    start.map(Some).ok_or_else(|| config.wrong("decoder_start_token_id", "a token id").into())
 }
 
 /// Samples that are run together.

@@ -5,7 +5,7 @@ mod text_stream;
 
 use anyhow::bail;
 use lowrank_data::Tokenizer;
-use lowrank_models::{Family, GenerateOptions, PeftModel, Sampling, generate};
+use lowrank_models::{Family, GenerateOptions, Input, PeftModel, Sampling, generate_after};
 
 pub(crate) use prompter::{Prompter, TemplateArgs, of_plan};
 pub(crate) use text_stream::TextStream;
@@ -73,17 +73,17 @@ pub(crate) struct Continuation {
 pub(crate) fn continue_prompt(
     model: &PeftModel,
     tokenizer: Option<&Tokenizer>,
-    prompt: &[u32],
+    prompt: &Input,
     options: &GenerateOptions,
     mut on_text: impl FnMut(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<Continuation> {
     let rows = model.model().network().table().weight().weight().dims().first().copied();
-    let outside = prompt.iter().find(|id| rows.is_some_and(|rows| **id as usize >= rows));
+    let outside = prompt.ids.iter().find(|id| rows.is_some_and(|rows| **id as usize >= rows));
     if let (Some(id), Some(rows)) = (outside, rows) {
         bail!("token id {id} is outside the model's vocabulary of {rows}");
     }
-    let decoder_only = model.model().architecture.family == Family::Decoder;
-    let before = if decoder_only { prompt } else { &[] };
+    let decoder_only = model.model().family == Family::Decoder;
+    let before = if decoder_only { &prompt.ids[..] } else { &[] };
     let mut stream = tokenizer.map(|tokenizer| TextStream::new(tokenizer, before));
     let mut text = String::new();
     let mut failure = None;
@@ -91,9 +91,8 @@ pub(crate) fn continue_prompt(
         text.push_str(&piece);
         if piece.is_empty() { Ok(()) } else { on_text(&piece) }
     };
-    let prompts = [prompt.to_vec()];
     let pass = model.inference();
-    let new = generate(model.model(), &pass, &prompts, options, |_, token| {
+    let new = generate_after(model.model(), &pass, prompt, options, |_, token| {
         let Some(stream) = &mut stream else { return true };
         let taken = stream.push(token).and_then(&mut take);
         failure = taken.err();
@@ -115,7 +114,7 @@ pub(crate) fn stop_ids(
     tokenizer: Option<&Tokenizer>,
 ) -> anyhow::Result<Vec<u32>> {
     let mut ids = tokenizer.map(Tokenizer::stop_ids).unwrap_or_default();
-    ids.extend(model.model().config.token_ids("eos_token_id")?);
+    ids.extend(model.model().text_config()?.token_ids("eos_token_id")?);
     ids.sort_unstable();
     ids.dedup();
     Ok(ids)

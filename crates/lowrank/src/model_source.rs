@@ -134,8 +134,10 @@ impl ModelSource {
         let named = |task: &&Task| {
             architecture.class_for(**task).is_some_and(|c| classes.contains(&c.as_str()))
         };
-        let found = architecture.tasks.iter().find(named).or(architecture.tasks.first());
-        found.copied().context("the architecture has no task")
+        // One class may serve two tasks, of which the language model within decides.
+        let default = architecture.default_task(&config)?;
+        let tasks = std::iter::once(&default).chain(architecture.tasks);
+        Ok(tasks.into_iter().find(named).copied().unwrap_or(default))
     }
 
     /// Label names beside an adapter; where there are none, as many as its head has rows.

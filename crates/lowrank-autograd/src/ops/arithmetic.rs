@@ -4,10 +4,11 @@
 use candle_core::Tensor;
 
 use crate::{
-    Result, Value,
+    Error, Result, Value,
     kernels::{
-        F32,
-        elementwise::{combine, map, scaled, sum},
+        F32, dims2,
+        elementwise::{column_sums, combine, map, scaled, sum},
+        rows::gather,
         tensor,
     },
     profile,
@@ -21,6 +22,39 @@ pub fn add(a: &Value, b: &Value) -> Result<Value> {
     let _time = profile::scope("add");
     let y = combine("add", a.data(), b.data(), |a, b| a + b)?;
     Ok(Value::record("add", y, [a, b], |_| |dy: Tensor| Ok([Some(dy.clone()), Some(dy)])))
+}
+
+/// `x + row` in every row of `x` `[n, d]`, `row` being `[d]` or `[1, d]`.
+///
+/// # Errors
+/// When the shapes don't fit.
+pub fn add_row(x: &Value, row: &Value) -> Result<Value> {
+    let _time = profile::scope("add_row");
+    const OP: &str = "add_row";
+    let (n, d) = dims2(OP, "the input", x.data())?;
+    let shape = row.dims().to_vec();
+    if shape != [d] && shape != [1, d] {
+        let must_be = format!("[{d}] or [1, {d}]");
+        return Err(Error::Shape { op: OP, what: "the row", found: shape, must_be });
+    }
+    let (data, added) = (x.data().contiguous()?, row.data().contiguous()?);
+    let y = {
+        let (x, added) = (F32::of(OP, &data)?, F32::of(OP, &added)?);
+        gather(n, d, |i, to| {
+            let from = x[i * d..][..d].iter().zip(added.iter());
+            to.iter_mut().zip(from).for_each(|(y, (x, added))| *y = x + added);
+        })
+    };
+    Ok(Value::record(OP, tensor(y, &[n, d])?, [x, row], |[_, need_row]| {
+        move |dy: Tensor| {
+            let sums = |dy: &Tensor| {
+                let dy = dy.contiguous()?;
+                tensor(column_sums(&F32::of(OP, &dy)?, d), &shape)
+            };
+            let drow = need_row.then(|| sums(&dy)).transpose()?;
+            Ok([Some(dy), drow])
+        }
+    }))
 }
 
 /// `a·b`, element by element.

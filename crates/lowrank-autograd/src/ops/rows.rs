@@ -6,7 +6,7 @@ use candle_core::Tensor;
 
 use crate::{
     Error, Result, Value,
-    kernels::{F32, dims2, rows as kernel, tensor},
+    kernels::{F32, check_dims, dims2, rows as kernel, tensor},
     profile,
 };
 
@@ -33,6 +33,34 @@ pub fn select_rows(x: &Value, rows: &Arc<[usize]>) -> Result<Value> {
             let dy = dy.contiguous()?;
             let dx = kernel::scatter_add(&F32::of(OP, &dy)?, rows.iter().copied(), n, d);
             Ok([Some(tensor(dx, &[n, d])?)])
+        }
+    }))
+}
+
+/// The rows of matrices of one width, one matrix after the other.
+///
+/// # Errors
+/// When the widths differ, or there is no matrix.
+pub fn concat_rows(parts: &[&Value]) -> Result<Value> {
+    let _time = profile::scope("concat_rows");
+    const OP: &str = "concat_rows";
+    let first = parts.first().map_or(0, |part| part.dims().last().copied().unwrap_or_default());
+    let mut lengths = Vec::with_capacity(parts.len());
+    for part in parts {
+        let (rows, _) = dims2(OP, "a part", part.data())?;
+        check_dims(OP, "a part", part.data(), &[rows, first])?;
+        lengths.push(rows);
+    }
+    let data: Vec<&Tensor> = parts.iter().map(|part| part.data()).collect();
+    let y = Tensor::cat(&data, 0)?;
+    Ok(Value::record_many(OP, y, parts, |_| {
+        move |dy: Tensor| {
+            let mut start = 0;
+            let part = |&rows: &usize| {
+                start += rows;
+                Ok(Some(dy.narrow(0, start - rows, rows)?))
+            };
+            lengths.iter().map(part).collect()
         }
     }))
 }

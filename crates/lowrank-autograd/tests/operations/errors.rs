@@ -337,6 +337,8 @@ fn losses() {
 fn plumbing() {
     let x = value(&[2, 3]);
     shape_error("add", ops::add(&x, &value(&[3, 2])));
+    shape_error("add_row", ops::add_row(&x, &value(&[2])));
+    shape_error("concat_rows", ops::concat_rows(&[&x, &value(&[2, 2])]));
     shape_error("mul", ops::mul(&x, &value(&[2])));
     assert!(ops::reshape(&x, &[4]).is_err());
     index_error("select_rows", ops::select_rows(&x, &[1, 2].into()), 2, 1);

@@ -22,6 +22,8 @@ proptest! {
         let t = normal(seed, &[&[n, d], &[n, d]]);
         let x = &t[..1];
         check(&t, |v| ops::add(&v[0], &v[1]), |t| Ok((&t[0] + &t[1])?));
+        let with_row = normal(seed, &[&[n, d], &[d]]);
+        check(&with_row, |v| ops::add_row(&v[0], &v[1]), |t| Ok(t[0].broadcast_add(&t[1])?));
         check(&t, |v| ops::mul(&v[0], &v[1]), |t| Ok((&t[0] * &t[1])?));
         check(x, |v| ops::scale(&v[0], 0.75), |t| Ok((&t[0] * 0.75)?));
         check(x, |v| ops::shift(&v[0], 0.75), |t| Ok((&t[0] + 0.75)?));
@@ -38,6 +40,12 @@ proptest! {
             x,
             |v| ops::select_rows(&v[0], &picked),
             |t| Ok(t[0].index_select(&candle_core::Tensor::new(&rows[..], t[0].device())?, 0)?),
+        );
+        let parts = normal(seed, &[&[n, d], &[2, d]]);
+        check(
+            &parts,
+            |v| ops::concat_rows(&[&v[1], &v[0], &v[1]]),
+            |t| Ok(candle_core::Tensor::cat(&[&t[1], &t[0], &t[1]], 0)?),
         );
         let mask = mask(seed, n, 0.3);
         check(x, |v| ops::dropout(&v[0], Some(&mask)), |t| reference::dropout(&t[0], &mask));

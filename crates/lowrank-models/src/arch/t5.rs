@@ -4,13 +4,13 @@
 
 use std::sync::Arc;
 
-use lowrank_autograd::{Result as ComputeResult, Value, ops::Activation};
-use lowrank_peft::{Pass, layers::Embedding};
+use lowrank_autograd::ops::Activation;
 
 use super::{Architecture, Parts};
 use crate::{
-    Builder, Cache, Config, Context, Encoded, Head, Input, Network, Result, Task,
+    Builder, Config, Head, Result, Task,
     blocks::{
+        encoder_decoder::{EncoderDecoder, EncoderHalf, answer_head, rereading_classifier},
         multi_head::full_attention,
         relative_position::Buckets,
         t5_stack::{Stack, StackShape},
@@ -20,19 +20,19 @@ use crate::{
 
 pub(super) const ENTRY: Architecture = Architecture {
     model_type: "t5",
+    tasks: &[
+        Task::Seq2SeqLm,
+        Task::SeqCls,
+        Task::TokenCls,
+        Task::QuestionAns,
+        Task::FeatureExtraction,
+    ],
     class: "T5",
     prefixes: &["transformer"],
     paper: "arXiv:1910.10683",
     build,
     ..Architecture::ENCODER_DECODER
 };
-
-#[derive(Debug)]
-struct T5 {
-    shared: Embedding,
-    encoder: Stack,
-    decoder: Stack,
-}
 
 fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     build_with(c, task, b, "relu", scale(c)?)
@@ -48,18 +48,43 @@ pub(super) fn build_with(
     scale: Option<f32>,
 ) -> Result<Parts> {
     let shape = |is_decoder| shape(c, is_decoder, feed_forward_proj);
-    let shared = b.embedding("shared", c.size("vocab_size")?, c.size("d_model")?)?;
-    let encoder = Stack::build(&shape(false)?, &shared, &b.at("encoder"))?;
-    let decoder = Stack::build(&shape(true)?, &shared, &b.at("decoder"))?;
+    let classifies = matches!(task, Task::SeqCls | Task::TokenCls);
+    // The language model and the one that answers questions hold their halves themselves.
+    let base = if classifies { b.base() } else { b.clone() };
+    let shared = base.embedding("shared", c.size("vocab_size")?, c.size("d_model")?)?;
+    let encoder = Stack::build(&shape(false)?, &shared, &base.at("encoder"))?;
+    if task == Task::TokenCls {
+        return Ok((Arc::new(EncoderHalf { shared, encoder }), token_head(c, b)?));
+    }
+    let decoder = Stack::build(&shape(true)?, &shared, &base.at("decoder"))?;
     let head = match task {
         Task::Seq2SeqLm => Head::Tokens(TokenHead {
             scale,
             // v1.1 has a head of its own, which its files carry whatever they say about tying.
             ..TokenHead::of(b.tied_linear("lm_head", &shared, None)?)
         }),
+        Task::SeqCls => rereading_classifier(c, 1, b)?,
+        Task::QuestionAns => answer_head(c, b)?,
         _ => Head::Features,
     };
-    Ok((Arc::new(T5 { shared, encoder, decoder }), head))
+    let rereads_after = match task {
+        Task::SeqCls | Task::QuestionAns => Some(target_start(c)?),
+        _ => None,
+    };
+    Ok((Arc::new(EncoderDecoder { shared, encoder, decoder, rereads_after }), head))
+}
+
+/// A label for each of the encoder's states.
+fn token_head(c: &Config, b: &Builder) -> Result<Head> {
+    let classifier = b.head_linear("classifier", c.size("d_model")?, c.num_labels()?, true)?;
+    let dropout = b.dropout("dropout", c.probability_or("classifier_dropout", 0.0)?);
+    Ok(Head::Tokens(TokenHead { dropout: Some(dropout), ..TokenHead::of(classifier) }))
+}
+
+/// What a target begins with.
+fn target_start(c: &Config) -> Result<u32> {
+    let start = c.token_id("decoder_start_token_id")?.or(c.token_id("pad_token_id")?);
+    start.ok_or_else(|| c.wrong("decoder_start_token_id", "a token id"))
 }
 
 /// The factor before a head that was trained tied: `d_model^-0.5`. transformers 5 writes what
@@ -104,24 +129,4 @@ fn activation(c: &Config, default: &str) -> Result<(Activation, bool)> {
     let known = "relu, gelu, silu, gated-gelu, gated-silu";
     let activation = Activation::named(name);
     Ok((activation.ok_or_else(|| c.not_implemented("feed_forward_proj", known))?, gated))
-}
-
-impl Network for T5 {
-    fn forward(&self, input: &Input, context: Context<'_>, pass: &Pass) -> ComputeResult<Value> {
-        let source = context.source(&input.sequences)?;
-        self.decoder.forward(input, Some(source), context.cache, pass)
-    }
-
-    fn encode(&self, input: &Input, pass: &Pass) -> ComputeResult<Encoded> {
-        let hidden = self.encoder.forward(input, None, None, pass)?;
-        Ok(Encoded { hidden, sequences: input.sequences.clone(), pass: pass.clone() })
-    }
-
-    fn new_cache(&self, sequences: usize) -> Cache {
-        Cache::new(self.decoder.layers(), sequences)
-    }
-
-    fn table(&self) -> &Embedding {
-        &self.shared
-    }
 }

@@ -123,7 +123,7 @@ impl CausalDecoder {
 
     /// What the first block reads.
     fn embed(&self, input: &Input, pass: &Pass) -> Result<Value> {
-        let mut x = self.embedding.forward(&input.ids, pass)?;
+        let mut x = input.embed(&self.embedding, pass)?;
         if let Some(types) = input.token_types.as_ref().filter(|_| self.token_types) {
             x = ops::add(&x, &self.embedding.forward(types, pass)?)?;
         }

@@ -6,25 +6,27 @@ use std::sync::Arc;
 use lowrank_autograd::{Result, Value, ops};
 use lowrank_peft::{
     Pass,
-    layers::{Embedding, Norm},
+    layers::{Embedding, Linear, Norm},
 };
 
 use super::{encoder::EncoderShape, positions::LearnedPositions, word_boxes::WordBoxes};
 use crate::{Builder, Config, DropoutSite, Input};
 
-/// `drop(norm(words + positions + segments + boxes))`.
+/// `drop(norm(project(words + positions + segments + boxes)))`.
 #[derive(Clone, Debug)]
 pub struct EncoderEmbeddings {
     /// The words' table.
     pub word_embeddings: Embedding,
-    /// The positions' table.
-    pub position_embeddings: LearnedPositions,
+    /// The positions' table, where they are added here.
+    pub position_embeddings: Option<LearnedPositions>,
     /// How positions count.
     pub position_ids: PositionIds,
-    /// The segments' table.
-    pub token_type_embeddings: Embedding,
+    /// The segments' table, where the model tells them apart.
+    pub token_type_embeddings: Option<Embedding>,
     /// Tables of boxes (LayoutLM).
     pub boxes: Option<WordBoxes>,
+    /// From the embeddings' width to that of the blocks (DeBERTa).
+    pub project: Option<Linear>,
     /// After the sum.
     pub norm: Norm,
     /// After the norm.
@@ -68,10 +70,11 @@ impl EncoderEmbeddings {
         let types = c.size_or("type_vocab_size", 2)?;
         Ok(Self {
             word_embeddings,
-            position_embeddings: positions,
+            position_embeddings: Some(positions),
             position_ids: PositionIds::Place,
-            token_type_embeddings: b.embedding("token_type_embeddings", types, dim)?,
+            token_type_embeddings: Some(b.embedding("token_type_embeddings", types, dim)?),
             boxes: None,
+            project: None,
             norm: b.layer_norm("LayerNorm", dim, s.layer_norm_eps)?,
             dropout: b.dropout("dropout", s.hidden_dropout_prob),
         })
@@ -82,15 +85,19 @@ impl EncoderEmbeddings {
     /// # Errors
     /// When the input doesn't fit the tables.
     pub fn forward(&self, input: &Input, pass: &Pass) -> Result<Value> {
-        let types = input.token_types.as_ref().map(Arc::clone);
-        let types = types.unwrap_or_else(|| vec![0; input.ids.len()].into());
-        let positions = self.position_ids.of(input);
-        let words = self.word_embeddings.forward(&input.ids, pass)?;
-        let x = ops::add(&words, &self.token_type_embeddings.forward(&types, pass)?)?;
-        let mut x = ops::add(&x, &self.position_embeddings.rows(&positions, pass)?)?;
+        let mut x = self.word_embeddings.forward(&input.ids, pass)?;
+        if let Some(table) = &self.token_type_embeddings {
+            let types = input.token_types.as_ref().map(Arc::clone);
+            let types = types.unwrap_or_else(|| vec![0; input.ids.len()].into());
+            x = ops::add(&x, &table.forward(&types, pass)?)?;
+        }
+        if let Some(table) = &self.position_embeddings {
+            x = ops::add(&x, &table.rows(&self.position_ids.of(input), pass)?)?;
+        }
         if let Some(boxes) = &self.boxes {
             x = ops::add(&x, &boxes.forward(input, pass)?)?;
         }
+        let x = self.project.as_ref().map_or(Ok(x.clone()), |p| p.forward(&x, pass))?;
         self.dropout.forward(&self.norm.forward(&x, pass)?, pass)
     }
 }

@@ -64,8 +64,10 @@ pub struct LearnedPositions {
     /// The field of `config.json` that says how many there are.
     field: String,
     rows: usize,
-    /// Rows of the table before that of the first position (OPT); positions then count tokens.
-    offset: Option<u32>,
+    /// Rows of the table before that of the first position.
+    offset: u32,
+    /// Whether padding doesn't move positions.
+    counts_tokens: bool,
 }
 
 impl LearnedPositions {
@@ -80,13 +82,29 @@ impl LearnedPositions {
         c: &Config,
         b: &Builder,
     ) -> crate::Result<Self> {
-        let rows = c.size(field)?;
-        let (table, field) = (b.embedding(name, rows, dim)?, c.name_of(field).to_owned());
-        Ok(Self { table, field, rows, offset: None })
+        Self::build_after(0, name, field, dim, c, b)
     }
 
-    /// The table `name` at `b` of positions that padding doesn't move, of `offset` rows more than
-    /// the config's `field` says, which come first.
+    /// [`LearnedPositions::build`] of a table with `offset` rows more before the first position's
+    /// (BART).
+    ///
+    /// # Errors
+    /// When the field or the table is wrong.
+    pub fn build_after(
+        offset: u32,
+        name: &str,
+        field: &str,
+        dim: usize,
+        c: &Config,
+        b: &Builder,
+    ) -> crate::Result<Self> {
+        let rows = c.size(field)?;
+        let table = b.embedding(name, rows + offset as usize, dim)?;
+        let field = c.name_of(field).to_owned();
+        Ok(Self { table, field, rows, offset, counts_tokens: false })
+    }
+
+    /// [`LearnedPositions::build_after`] of positions that padding doesn't move (OPT).
     ///
     /// # Errors
     /// When the field or the table is wrong.
@@ -97,9 +115,8 @@ impl LearnedPositions {
         c: &Config,
         b: &Builder,
     ) -> crate::Result<Self> {
-        let rows = c.size(field)?;
-        let table = b.embedding(name, rows + offset as usize, dim)?;
-        Ok(Self { table, field: c.name_of(field).to_owned(), rows, offset: Some(offset) })
+        let counted = Self::build_after(offset, name, field, dim, c, b)?;
+        Ok(Self { counts_tokens: true, ..counted })
     }
 
     /// The vector of every token's position, `[n, dim]`.
@@ -107,9 +124,9 @@ impl LearnedPositions {
     /// # Errors
     /// When a position lies beyond the table.
     pub fn forward(&self, sequences: &Sequences, pass: &Pass) -> Result<Value> {
-        match self.offset {
-            None => self.rows(&sequences.positions, pass),
-            Some(_) => self.rows(&sequences.places, pass),
+        match self.counts_tokens {
+            true => self.rows(&sequences.places, pass),
+            false => self.rows(&sequences.positions, pass),
         }
     }
 
@@ -129,10 +146,8 @@ impl LearnedPositions {
             return Err(candle_core::Error::Msg(what).into());
         }
         match self.offset {
-            None => self.table.forward(positions, pass),
-            Some(offset) => {
-                self.table.forward(&positions.iter().map(|p| p + offset).collect(), pass)
-            }
+            0 => self.table.forward(positions, pass),
+            offset => self.table.forward(&positions.iter().map(|p| p + offset).collect(), pass),
         }
     }
 }

@@ -12,14 +12,13 @@ use lowrank_peft::{
 };
 
 use super::{
+    encoder_decoder::{self, Beside, StackBlock, run_stack},
     feed_forward::FeedForward,
     multi_head::MultiHeadAttention,
     pre_norm::PreNorm,
     relative_position::{Buckets, RelativePositions},
 };
-use crate::{
-    Builder, Cache, DropoutSite, Encoded, Input, Sequences, network::BlockCache, recompute_block,
-};
+use crate::{Builder, Context, DropoutSite, Input, Sequences};
 
 /// Sizes of a [`Stack`].
 #[derive(Clone, Debug)]
@@ -121,48 +120,18 @@ impl Block {
             around_feed_forward: pre_norm(s, &last)?,
         })
     }
+}
 
-    fn forward(
-        &self,
-        x: &Value,
-        bias: Option<&Value>,
-        source: Option<&Encoded>,
-        sequences: &Sequences,
-        cache: Option<BlockCache<'_>>,
-        pass: &Pass,
-    ) -> Result<Value> {
-        let (own, cross) = cache.map(|cache| (cache.own, cache.cross)).unzip();
+impl StackBlock for Block {
+    fn forward(&self, x: &Value, b: Beside<'_>, s: &Sequences, pass: &Pass) -> Result<Value> {
+        let (own, cross) = b.cache.map(|cache| (cache.own, cache.cross)).unzip();
         let mut x = self
             .around_self_attention
-            .around(x, pass, |x| self.self_attention.forward(x, bias, sequences, own, pass))?;
-        if let (Some((attention, residual)), Some(source)) = (&self.cross_attention, source) {
-            x = residual
-                .around(&x, pass, |x| attention.across(x, source, sequences, cross, pass))?;
+            .around(x, pass, |x| self.self_attention.forward(x, b.bias, s, own, pass))?;
+        if let (Some((attention, residual)), Some(source)) = (&self.cross_attention, b.source) {
+            x = residual.around(&x, pass, |x| attention.across(x, source, s, cross, pass))?;
         }
         self.around_feed_forward.around(&x, pass, |x| self.feed_forward.forward(x, pass))
-    }
-
-    /// [`Block::forward`] without a cache, run again in the backward pass if the pass asks for it.
-    fn recomputed(
-        &self,
-        x: &Value,
-        bias: Option<&Value>,
-        source: Option<&Encoded>,
-        sequences: &Sequences,
-        pass: &Pass,
-    ) -> Result<Value> {
-        // Everything that gradients flow to is an input of the block, or they would be lost.
-        let inputs: Vec<&Value> =
-            [x].into_iter().chain(bias).chain(source.map(|s| &s.hidden)).collect();
-        let (block, sequences, own) = (self.clone(), sequences.clone(), pass.clone());
-        let (has_bias, source) = (bias.is_some(), source.cloned());
-        recompute_block(pass, &inputs, move |inputs| {
-            let bias = inputs.get(1).filter(|_| has_bias);
-            let hidden = inputs.get(1 + usize::from(has_bias)).cloned();
-            let source = source.clone().zip(hidden);
-            let source = source.map(|(source, hidden)| Encoded { hidden, ..source });
-            block.forward(&inputs[0], bias, source.as_ref(), &sequences, None, &own)
-        })
     }
 }
 
@@ -182,39 +151,20 @@ impl Stack {
             dropout: b.dropout("dropout", s.dropout_rate),
         })
     }
+}
 
-    /// Hidden states of `input`, `[n, d_model]`; a decoder reads `source`.
-    ///
-    /// # Errors
-    /// When the input doesn't fit.
-    pub fn forward(
-        &self,
-        input: &Input,
-        source: Option<&Encoded>,
-        mut cache: Option<&mut Cache>,
-        pass: &Pass,
-    ) -> Result<Value> {
+impl encoder_decoder::Stack for Stack {
+    fn forward(&self, input: &Input, context: Context<'_>, pass: &Pass) -> Result<Value> {
         let sequences = &input.sequences;
-        let embedded = self.embed_tokens.forward(&input.ids, pass)?;
-        let mut x = self.embedding_dropout.forward(&embedded, pass)?;
-        let mut bias = None;
-        for (i, block) in self.block.iter().enumerate() {
-            if let Some(positions) = &block.positions {
-                bias = Some(positions.forward(sequences, pass)?);
-            }
-            x = match cache.as_deref_mut() {
-                Some(cache) => {
-                    let cache = Some(cache.block(i)?);
-                    block.forward(&x, bias.as_ref(), source, sequences, cache, pass)?
-                }
-                None => block.recomputed(&x, bias.as_ref(), source, sequences, pass)?,
-            };
-        }
+        let embedded = input.embed(&self.embed_tokens, pass)?;
+        let x = self.embedding_dropout.forward(&embedded, pass)?;
+        let positions = self.block.iter().find_map(|block| block.positions.as_ref());
+        let bias = positions.map(|p| p.forward(sequences, pass)).transpose()?;
+        let x = run_stack(&self.block, x, bias.as_ref(), sequences, context, pass)?;
         self.dropout.forward(&self.final_layer_norm.forward(&x, pass)?, pass)
     }
 
-    /// Number of blocks.
-    pub fn layers(&self) -> usize {
+    fn layers(&self) -> usize {
         self.block.len()
     }
 }

@@ -77,8 +77,7 @@ impl Builder {
         let path = self.join(name);
         let weight = self.tensor(&path, &[len])?;
         let numbers: Vec<f32> = weight.to_f32()?.to_vec1()?;
-        let tensor = Arc::new(BaseTensor::buffer(&path, &weight)?);
-        self.built().modules.push(&path, Layer::Buffer(tensor));
+        self.register_bare(&path, BaseTensor::buffer(&path, &weight)?);
         Ok(numbers.into())
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use anyhow::bail;
 use candle_core::DType;
 use lowrank_data::{DataOptions, Message, Role};
-use lowrank_models::{GenerateOptions, PeftModel, Sampling};
+use lowrank_models::{Forced, GenerateOptions, Input, PeftModel, Sampling};
 use lowrank_train::recipe::{
     Recipe,
     plan::{ChatPlan, GeneratePlan, GenerationLimit},
@@ -65,7 +65,7 @@ impl Chat {
         let ui = Ui::new();
         let settings = self.settings(ui)?;
         let model = open_for_generation(&settings.source, ui)?;
-        let family = model.model().architecture.family;
+        let family = model.model().family;
         let tokenizer = settings.source.tokenizer()?;
         let prompter = Prompter::new(tokenizer, family, settings.template, ui)?;
         let stop = stop_ids(&model, Some(prompter.tokenizer()))?;
@@ -181,11 +181,13 @@ impl Talk {
                 seed: self.sampling.seed.wrapping_add(self.turns),
                 ..self.sampling
             },
+            forced: Forced::of(self.model.model())?,
         };
         let ui = self.ui;
         let tokenizer = Some(self.prompter.tokenizer());
         let stream = |text: &str| Ok(ui.stream(text)?);
-        let answer = continue_prompt(&self.model, tokenizer, &prompt, &options, stream)?;
+        let answer =
+            continue_prompt(&self.model, tokenizer, &Input::packed(&[prompt]), &options, stream)?;
         ui.result("")?;
         self.history.push(Message::new(Role::Assistant, answer.text));
         self.turns += 1;

@@ -1,8 +1,11 @@
 //! `lowrank generate`: continues one prompt.
 
-use anyhow::{Context as _, ensure};
-use lowrank_data::{DataOptions, Tokenizer};
-use lowrank_models::{Family, GenerateOptions, PeftModel, Sampling, Task};
+use std::path::{Path, PathBuf};
+
+use anyhow::{bail, ensure};
+use candle_core::{Device, Tensor};
+use lowrank_data::{DataOptions, ImageProcessor, Tokenizer};
+use lowrank_models::{Family, Forced, GenerateOptions, Input, Model, PeftModel, Sampling, Task};
 use serde_json::json;
 
 use crate::{
@@ -22,8 +25,14 @@ pub(crate) struct Generate {
     #[command(flatten)]
     model: ModelArgs,
     /// Text to continue
-    #[arg(long, value_name = "TEXT", required_unless_present = "prompt_ids")]
+    #[arg(long, value_name = "TEXT", required_unless_present_any = ["prompt_ids", "image"])]
     prompt: Option<String>,
+    /// A picture (JPEG, PNG, WebP) to describe, or to answer the prompt by; for models that see
+    ///
+    /// It is prepared as the model folder's preprocessor_config.json says, and its tokens stand
+    /// before the prompt's. Token ids of --prompt-ids hold them themselves.
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
     /// Token ids to continue, e.g. 1,2,3; no token is added to them
     #[arg(
         long, value_name = "IDS", value_delimiter = ',', num_args = 1.., conflicts_with_all = ["prompt", "raw", "template", "system"]
@@ -51,25 +60,33 @@ impl Generate {
         let ui = Ui::new();
         let source = self.model.source()?;
         let model = open_for_generation(&source, ui)?;
-        let family = model.model().architecture.family;
+        let family = model.model().family;
         let prompter = self.prompter(&source, family, ui)?;
-        let prompt = match (&self.prompt, &prompter) {
-            (Some(text), Some(prompter)) => prompter.text(text, self.raw)?,
+        let mut prompt = match (&self.prompt, &prompter) {
+            (Some(text), Some(prompter)) => {
+                prompter.text(text, self.raw || self.image.is_some())?
+            }
             _ => self.prompt_ids.clone(),
         };
+        if self.image.is_some() && self.prompt_ids.is_empty() {
+            prompt = behind_image(model.model(), prompt)?;
+        }
+        let images = self.image.as_deref().map(|path| picture(model.model(), path)).transpose()?;
+        let input = Input { images, ..Input::packed(&[prompt.as_slice()]) };
         let tokenizer = prompter.as_ref().map(Prompter::tokenizer);
         let options = GenerateOptions {
             max_new_tokens: self.max_new_tokens,
             eos_token_ids: stop_ids(&model, tokenizer)?,
             sampling: self.sampling.over(Sampling::default()),
+            forced: Forced::of(model.model())?,
         };
         if self.json {
-            let new = continue_prompt(&model, tokenizer, &prompt, &options, |_| Ok(()))?;
+            let new = continue_prompt(&model, tokenizer, &input, &options, |_| Ok(()))?;
             return print_json(&model, tokenizer, &prompt, &new, ui);
         }
         ensure!(tokenizer.is_some(), "without a tokenizer there is no text; add --json");
         let stream = |text: &str| Ok(ui.stream(text)?);
-        continue_prompt(&model, tokenizer, &prompt, &options, stream)?;
+        continue_prompt(&model, tokenizer, &input, &options, stream)?;
         Ok(ui.result("")?)
     }
 
@@ -90,8 +107,8 @@ impl Generate {
 
 /// Opens a model with the head that makes text.
 pub(crate) fn open_for_generation(source: &ModelSource, ui: Ui) -> anyhow::Result<PeftModel> {
-    let (_, architecture) = source.config()?;
-    let task = match architecture.family {
+    let (config, architecture) = source.config()?;
+    let task = match architecture.family_of(&config)? {
         Family::Decoder => Task::CausalLm,
         Family::EncoderDecoder => Task::Seq2SeqLm,
         Family::Encoder => {
@@ -109,6 +126,30 @@ pub(crate) fn open_for_generation(source: &ModelSource, ui: Ui) -> anyhow::Resul
     source.open(task, ui)
 }
 
+/// The tokens in whose places a picture goes, then those of the prompt; without a prompt the token
+/// that begins a text, as transformers has it.
+fn behind_image(model: &Model, prompt: Vec<u32>) -> anyhow::Result<Vec<u32>> {
+    let config = &model.config;
+    let token = config.token_id("image_token_index")?.or(config.token_id("image_token_id")?);
+    let Some(token) = token else {
+        let model_type = model.architecture.model_type;
+        bail!("`{model_type}` models see no pictures: the config has no `image_token_index`");
+    };
+    let mut ids = vec![token; config.size_or("num_query_tokens", 32)?];
+    match prompt.is_empty() {
+        false => ids.extend(prompt),
+        true => ids.extend(model.text_config()?.token_id("bos_token_id")?),
+    }
+    Ok(ids)
+}
+
+/// A picture as the model reads it, `[1, 3, height, width]`.
+fn picture(model: &Model, path: &Path) -> anyhow::Result<Tensor> {
+    let picture = ImageProcessor::open(&model.folder)?.read(path)?;
+    let shape = (1, 3, picture.height, picture.width);
+    Ok(Tensor::from_vec(picture.pixels, shape, &Device::Cpu)?)
+}
+
 fn print_json(
     model: &PeftModel,
     tokenizer: Option<&Tokenizer>,
@@ -116,18 +157,8 @@ fn print_json(
     new: &Continuation,
     ui: Ui,
 ) -> anyhow::Result<()> {
-    let before = match model.model().architecture.family {
-        Family::EncoderDecoder => {
-            let config = &model.model().config;
-            let start = config.token_id("decoder_start_token_id")?;
-            vec![
-                start
-                    .or(config.token_id("pad_token_id")?)
-                    .context("no `decoder_start_token_id`")?,
-            ]
-        }
-        _ => prompt.to_vec(),
-    };
+    let start = model.model().target_start()?;
+    let before = start.map_or_else(|| prompt.to_vec(), |start| vec![start]);
     let token_ids = [before, new.ids.clone()].concat();
     let text = tokenizer.map(|t| t.decode(&token_ids, true)).transpose()?;
     let completion = tokenizer.map(|_| &new.text);

@@ -181,7 +181,8 @@ impl Shown {
             Layer::Norm(n) if n.bias().is_some() => ("LayerNorm", n.weight(), n.bias()),
             Layer::Norm(n) => ("RMSNorm", n.weight(), n.bias()),
             Layer::Stack(s) => ("Experts", s.weight(), None),
-            Layer::Buffer(tensor) => ("Buffer", tensor.as_ref(), None),
+            Layer::Bare(b) if b.tensor().is_buffer() => ("Buffer", b.tensor(), None),
+            Layer::Bare(b) => ("Parameter", b.tensor(), None),
         };
         let own = layer.tensors().into_iter().filter(|t| t.tied_to().is_none());
         let mut shape = weight.weight().dims().to_vec();

@@ -8,7 +8,9 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use candle_core::DType;
-use lowrank_models::{Family, Input, Model, OpenOptions, PeftModel, SaveOptions, Saved, Shard};
+use lowrank_models::{
+    Family, Input, Model, OpenOptions, PeftModel, SaveOptions, Saved, Shard, Task,
+};
 use lowrank_peft::Pass;
 use lowrank_train::{
     durable::{DurableFs, RealFs, create_dirs, write_synced},
@@ -280,8 +282,15 @@ impl Probe {
         let table = ["max_position_embeddings", "n_positions"];
         let most = table.iter().find_map(|key| config.size_or_none(key).ok().flatten());
         let tokens = TOKENS.min(most.unwrap_or(TOKENS));
-        let ids: Vec<u32> = (0..tokens).map(|i| ((i * 7919 + 3) % rows) as u32).collect();
-        let is_pair = model.model().architecture.family == Family::EncoderDecoder;
+        let mut ids: Vec<u32> = (0..tokens).map(|i| ((i * 7919 + 3) % rows) as u32).collect();
+        // BART's classifier reads this token.
+        let end = config.token_id("eos_token_id").ok().flatten();
+        if let (Some(last), Some(end)) = (ids.last_mut(), end.filter(|end| (*end as usize) < rows))
+        {
+            *last = end;
+        }
+        let has_target = matches!(model.model().task, Task::Seq2SeqLm | Task::FeatureExtraction);
+        let is_pair = model.model().family == Family::EncoderDecoder && has_target;
         Ok(Self { input: Input::packed(&[ids]), is_pair })
     }
 

@@ -11,8 +11,8 @@ use anyhow::{Context as _, bail};
 use candle_core::{DType, Device, Tensor};
 use lowrank_autograd::{Gradients, Parameter};
 use lowrank_models::{
-    Family, GenerateOptions, Input, Model, OpenOptions, Padded, PeftModel, ProblemType, Sequences,
-    Task, generate,
+    Family, Forced, GenerateOptions, Input, Model, OpenOptions, Padded, PeftModel, ProblemType,
+    Sequences, Task, generate_after,
 };
 use lowrank_train::{
     Batch, Targets,
@@ -24,7 +24,7 @@ use lowrank_train::{
 /// Computes a parity case: logits, loss, gradients, three AdamW steps, merged logits, generation
 #[derive(Debug, clap::Args)]
 pub(crate) struct Parity {
-    /// causal-lm, seq2seq-lm, masked-lm, seq-cls, token-cls or question-ans
+    /// causal-lm, seq2seq-lm, masked-lm, seq-cls, token-cls, question-ans or vision2seq
     #[arg(long)]
     task: String,
     /// Folder with config.json and *.safetensors
@@ -44,6 +44,8 @@ pub(crate) struct Parity {
     objective: Option<PathBuf>,
 }
 
+/// The oracle's name for a text about an image.
+const VISION: &str = "vision2seq";
 /// Tokens that a case generates.
 const NEW_TOKENS: usize = 12;
 /// Steps of AdamW.
@@ -54,13 +56,10 @@ impl Parity {
         if self.objective.is_some() {
             bail!("--objective: objectives other than supervised training aren't implemented");
         }
-        let known: Vec<&str> = Task::ALL.iter().map(|(_, name)| *name).collect();
-        let task = Task::named(&self.task).with_context(|| {
-            format!("unknown task `{}`; known: {}", self.task, known.join(", "))
-        })?;
+        let task = self.task()?;
         let case = Case::read(&self.case)?;
         let options = OpenOptions {
-            task: Some(task),
+            task,
             dtype: Some(DType::F32),
             problem_type: case.problem_type(),
             ..OpenOptions::default()
@@ -74,6 +73,18 @@ impl Parity {
         let results = compute(&mut model, &case, self.adapter.is_some())?;
         let bytes = lowrank_peft::serialize(&results)?;
         std::fs::write(&self.out, bytes).with_context(|| self.out.display().to_string())
+    }
+
+    /// The head; what a model that sees was made for is its architecture's default.
+    fn task(&self) -> anyhow::Result<Option<Task>> {
+        if self.task == VISION {
+            return Ok(None);
+        }
+        let known: Vec<&str> = Task::ALL.iter().map(|(_, name)| *name).collect();
+        let task = Task::named(&self.task).with_context(|| {
+            format!("unknown task `{}`; known: {}, {VISION}", self.task, known.join(", "))
+        })?;
+        Ok(Some(task))
     }
 }
 
@@ -234,7 +245,13 @@ impl Case {
     fn batch(&self, model: &Model) -> anyhow::Result<(Batch, Layout)> {
         let (ids, shape) = self.ids("in", "input_ids")?;
         let padded = self.padded("in", "attention_mask", shape)?;
-        let every_place = model.architecture.family == Family::Encoder;
+        // What reads its source once more as a target reads the padding too.
+        let rereads = !self.tensors.contains_key("in.decoder_input_ids");
+        let every_place = match model.family {
+            Family::Encoder => true,
+            Family::EncoderDecoder => rereads && model.task != Task::TokenCls,
+            Family::Decoder => false,
+        };
         let (sequences, places) = match every_place {
             true => (padded.every_place()?, (0..ids.len()).collect()),
             false => (padded.sequences(), padded.real().to_vec()),
@@ -247,7 +264,8 @@ impl Case {
             false => None,
         };
         let ids = pick(&ids).into();
-        let input = Input { token_types, bbox: self.bbox(&places)?, ..Input::new(ids, sequences) };
+        let (bbox, images) = (self.bbox(&places)?, self.tensors.get("in.pixel_values").cloned());
+        let input = Input { token_types, bbox, images, ..Input::new(ids, sequences) };
         let decoder = self.decoder_input(model)?;
         let (read, places, shape) = match &decoder {
             Some((decoder, padded)) => (decoder, padded.real().to_vec(), padded.shape()),
@@ -271,7 +289,8 @@ impl Case {
     }
 
     fn decoder_input(&self, model: &Model) -> anyhow::Result<Option<(Input, Padded)>> {
-        if model.architecture.family != Family::EncoderDecoder {
+        let has_target = self.tensors.contains_key("in.decoder_input_ids");
+        if model.family != Family::EncoderDecoder || !has_target {
             return Ok(None);
         }
         let (ids, shape) = self.ids("in", "decoder_input_ids")?;
@@ -338,10 +357,18 @@ impl Case {
             return Ok(None);
         }
         let (ids, shape) = self.ids("gen", "input_ids")?;
-        let prompts = self.padded("gen", "attention_mask", shape)?.rows_of(&ids);
-        let options = GenerateOptions { max_new_tokens: NEW_TOKENS, ..GenerateOptions::default() };
-        let new = generate(model.model(), &model.inference(), &prompts, &options, |_, _| true)?;
+        let padded = self.padded("gen", "attention_mask", shape)?;
+        let images = self.tensors.get("gen.pixel_values").cloned();
+        let prompts = Input::new(padded.pick(&ids).into(), padded.sequences());
+        let prompts = Input { images, ..prompts };
+        let options = GenerateOptions {
+            max_new_tokens: NEW_TOKENS,
+            forced: Forced::of(model.model())?,
+            ..GenerateOptions::default()
+        };
+        let (model, pass) = (model.model(), model.inference());
+        let new = generate_after(model, &pass, &prompts, &options, |_, _| true)?;
         let flat: Vec<i64> = new.concat().into_iter().map(i64::from).collect();
-        Ok(Some(Tensor::from_vec(flat, (prompts.len(), NEW_TOKENS), &Device::Cpu)?))
+        Ok(Some(Tensor::from_vec(flat, (shape[0], NEW_TOKENS), &Device::Cpu)?))
     }
 }

@@ -88,7 +88,8 @@ fn task_of(plan: &Plan) -> anyhow::Result<Task> {
         plan::TaskType::QuestionAns => Task::QuestionAns,
         plan::TaskType::Seq2SeqLm => Task::Seq2SeqLm,
         plan::TaskType::CausalLm if path.is_file() => {
-            match Architecture::of(&Config::read(&path)?)?.family {
+            let config = Config::read(&path)?;
+            match Architecture::of(&config)?.family_of(&config)? {
                 Family::EncoderDecoder => Task::Seq2SeqLm,
                 Family::Decoder | Family::Encoder => Task::CausalLm,
             }

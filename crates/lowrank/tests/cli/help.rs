@@ -17,6 +17,8 @@ fn each_command_explains_itself() -> Result<()> {
           --dtype <DTYPE>                Convert the weights when they are loaded; by default they keep
                                          their dtype [possible values: float32, bfloat16, float16]
           --prompt <TEXT>                Text to continue
+          --image <FILE>                 A picture (JPEG, PNG, WebP) to describe, or to answer the
+                                         prompt by; for models that see
           --prompt-ids <IDS>...          Token ids to continue, e.g. 1,2,3; no token is added to them
           --raw                          Take the prompt as plain text even if the model has a chat
                                          template

@@ -1,0 +1,105 @@
+//! BLIP-2: a vision transformer and a language model, and between them queries that say in the
+//! words' own space what is to be seen. Paper: arXiv:2301.12597. Reference: transformers
+//! `models/blip_2/modeling_blip_2.py`.
+
+use std::sync::Arc;
+
+use lowrank_autograd::{Result as ComputeResult, Value};
+use lowrank_peft::{
+    Pass,
+    layers::{Embedding, Linear},
+};
+
+use super::{Architecture, Modality, Parts};
+use crate::{
+    Builder, Cache, Config, Context, Encoded, Given, Input, Network, Result, Task,
+    blocks::{query_former::QueryFormer, vision_tower::VisionTower},
+};
+
+pub(super) const ENTRY: Architecture = Architecture {
+    model_type: "blip-2",
+    modality: Modality::Multimodal,
+    tasks: &[Task::CausalLm, Task::Seq2SeqLm],
+    class: "Blip2",
+    causal_lm: "ForConditionalGeneration",
+    prefixes: &[],
+    paper: "arXiv:2301.12597",
+    build,
+    ..Architecture::DECODER
+};
+
+#[derive(Debug)]
+struct Blip2 {
+    vision_model: VisionTower,
+    qformer: QueryFormer,
+    language_projection: Linear,
+    language_model: Arc<dyn Network>,
+    /// Stands in a text where an image's vectors go.
+    image_token: u32,
+}
+
+fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
+    let part = |name| c.object(name)?.ok_or_else(|| c.wrong(name, "an object"));
+    let [vision, queries, text] =
+        [part("vision_config")?, part("qformer_config")?, part("text_config")?];
+    let vision_model = VisionTower::build(&vision, &b.at("vision_model"))?;
+    let count = c.size_or("num_query_tokens", 32)?;
+    let qformer = QueryFormer::build(&queries, count, vision.size("hidden_size")?, b)?;
+    let inner = Architecture::of(&text)?;
+    inner.check_task(task)?;
+    // T5 calls its width `d_model`.
+    let width = text.size_or_none("hidden_size")?.map_or_else(|| text.size("d_model"), Ok)?;
+    let language_projection =
+        b.linear("language_projection", queries.size("hidden_size")?, width, true)?;
+    let (language_model, head) =
+        (inner.build)(&text, task, &b.nested("language_model", inner, task))?;
+    let image_token = c.token_id("image_token_index")?.or(c.token_id("image_token_id")?);
+    let image_token = image_token.ok_or_else(|| c.wrong("image_token_index", "a token id"))?;
+    let network = Blip2 { vision_model, qformer, language_projection, language_model, image_token };
+    Ok((Arc::new(network), head))
+}
+
+impl Blip2 {
+    /// The input with what stands for its images in the places of image tokens.
+    fn looked_at(&self, input: &Input, pass: &Pass) -> ComputeResult<Input> {
+        let Some(images) = &input.images else { return Ok(input.clone()) };
+        let starts: Vec<usize> = input.sequences.starts().collect();
+        let seen = self.vision_model.forward(images, &starts, pass)?;
+        let (queries, own) = self.qformer.forward(&seen, &starts, pass)?;
+        let vectors = self.language_projection.forward(&queries, &own)?;
+        let mut rows = Vec::with_capacity(starts.len() * self.qformer.queries());
+        for (i, span) in input.sequences.spans.iter().enumerate() {
+            let is_image = |row: &usize| input.ids.get(*row) == Some(&self.image_token);
+            let before = rows.len();
+            rows.extend(span.queries.clone().filter(is_image));
+            let (found, must_be) = (rows.len() - before, self.qformer.queries());
+            if found != must_be {
+                let what = format!(
+                    "text {i} has {found} image tokens ({}); an image needs {must_be}",
+                    self.image_token
+                );
+                return Err(candle_core::Error::Msg(what).into());
+            }
+        }
+        let given = Some(Given { rows: rows.into(), vectors });
+        Ok(Input { images: None, given, ..input.clone() })
+    }
+}
+
+impl Network for Blip2 {
+    fn forward(&self, input: &Input, context: Context<'_>, pass: &Pass) -> ComputeResult<Value> {
+        self.language_model.forward(&self.looked_at(input, pass)?, context, pass)
+    }
+
+    fn encode(&self, input: &Input, pass: &Pass) -> ComputeResult<Encoded> {
+        self.language_model.encode(&self.looked_at(input, pass)?, pass)
+    }
+
+    fn new_cache(&self, sequences: usize) -> Cache {
+        self.language_model.new_cache(sequences)
+    }
+
+    fn table(&self) -> &Embedding {
+        self.language_model.table()
+    }
+}
