@@ -12,11 +12,12 @@ use candle_core::{DType, Device, Tensor};
 use lowrank_autograd::{Key, Weight, ops, random};
 use lowrank_peft::{
     BaseTensor, Modules,
-    layers::{Bare, Embedding, Layer, Linear, LinearKind, Norm, NormKind},
+    layers::{Embedding, Layer, Linear, LinearKind, Norm, NormKind},
 };
 
 use crate::{Architecture, Error, Result, Task, Weights};
 
+mod bare;
 mod experts;
 
 /// Where a fresh head's weights come from: normal with this deviation, transformers'
@@ -140,7 +141,7 @@ impl Builder {
 
     /// The place of the base model under its head.
     pub fn base(&self) -> Self {
-        Self { path: self.base.clone(), ..self.clone() }
+        Self { path: self.base.clone(), filed: None, ..self.clone() }
     }
 
     fn join(&self, name: &str) -> String {
@@ -317,45 +318,6 @@ impl Builder {
         Ok(self.register_norm(&path, norm))
     }
 
-    /// A tensor that a module holds without a layer of its own.
-    ///
-    /// # Errors
-    /// When it is missing or misshapen.
-    pub fn parameter(&self, name: &str, shape: &[usize]) -> Result<Bare> {
-        let path = self.join(name);
-        let tensor = BaseTensor::widened(path.clone(), &self.tensor(&path, shape)?)?;
-        Ok(self.register_bare(&path, tensor))
-    }
-
-    /// A tensor that is saved and never trained, zeros where the file lacks it.
-    ///
-    /// # Errors
-    /// When it is misshapen.
-    pub fn buffer_or_zeros(&self, name: &str, shape: &[usize]) -> Result<Bare> {
-        let path = self.join(name);
-        let weight = match self.find(&path) {
-            Some(_) => self.tensor(&path, shape)?,
-            None => Weight::from_tensor(&Tensor::zeros(shape, DType::F32, &Device::Cpu)?)?,
-        };
-        let tensor = BaseTensor::buffer(path.clone(), &weight)?;
-        Ok(self.register_bare(&path, tensor))
-    }
-
-    /// [`Builder::parameter`] of a task head: where the file lacks it, it starts at zero.
-    ///
-    /// # Errors
-    /// When it is misshapen.
-    pub fn head_parameter(&self, name: &str, shape: &[usize]) -> Result<Bare> {
-        let path = self.join(name);
-        if self.find(&path).is_some() {
-            return self.parameter(name, shape);
-        }
-        self.built().fresh.push(path.clone());
-        let zeros = Tensor::zeros(shape, DType::F32, &Device::Cpu)?;
-        let tensor = BaseTensor::widened(path.clone(), &Weight::from_tensor(&zeros)?)?;
-        Ok(self.register_bare(&path, tensor))
-    }
-
     /// An embedding's table as a linear layer that is no module of its own; `name` is that of the
     /// module that stands for it where the model's output layer is asked for.
     pub fn table_as_linear(&self, name: &str, table: &Embedding) -> Linear {
@@ -399,12 +361,6 @@ impl Builder {
     fn register_norm(&self, path: &str, layer: Norm) -> Norm {
         self.built().modules.push(path, Layer::Norm(layer.clone()));
         layer
-    }
-
-    fn register_bare(&self, path: &str, tensor: BaseTensor) -> Bare {
-        let bare = Bare::new(tensor);
-        self.built().modules.push(path, Layer::Bare(bare.clone()));
-        bare
     }
 
     fn matrix(&self, path: &str, shape: &[usize]) -> Result<BaseTensor> {

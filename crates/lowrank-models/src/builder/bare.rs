@@ -1,0 +1,58 @@
+//! Tensors that modules hold beside their layers.
+
+use candle_core::{DType, Device, Tensor};
+use lowrank_autograd::Weight;
+use lowrank_peft::{
+    BaseTensor,
+    layers::{Bare, Layer},
+};
+
+use super::Builder;
+use crate::Result;
+
+impl Builder {
+    /// A tensor that a module holds without a layer of its own.
+    ///
+    /// # Errors
+    /// When it is missing or misshapen.
+    pub fn parameter(&self, name: &str, shape: &[usize]) -> Result<Bare> {
+        let path = self.join(name);
+        let tensor = BaseTensor::widened(path.clone(), &self.tensor(&path, shape)?)?;
+        Ok(self.register_bare(&path, tensor))
+    }
+
+    /// A tensor that is saved and never trained, zeros where the file lacks it.
+    ///
+    /// # Errors
+    /// When it is misshapen.
+    pub fn buffer_or_zeros(&self, name: &str, shape: &[usize]) -> Result<Bare> {
+        let path = self.join(name);
+        let weight = match self.find(&path) {
+            Some(_) => self.tensor(&path, shape)?,
+            None => Weight::from_tensor(&Tensor::zeros(shape, DType::F32, &Device::Cpu)?)?,
+        };
+        let tensor = BaseTensor::buffer(path.clone(), &weight)?;
+        Ok(self.register_bare(&path, tensor))
+    }
+
+    /// [`Builder::parameter`] of a task head: where the file lacks it, it starts at zero.
+    ///
+    /// # Errors
+    /// When it is misshapen.
+    pub fn head_parameter(&self, name: &str, shape: &[usize]) -> Result<Bare> {
+        let path = self.join(name);
+        if self.find(&path).is_some() {
+            return self.parameter(name, shape);
+        }
+        self.built().fresh.push(path.clone());
+        let zeros = Tensor::zeros(shape, DType::F32, &Device::Cpu)?;
+        let tensor = BaseTensor::widened(path.clone(), &Weight::from_tensor(&zeros)?)?;
+        Ok(self.register_bare(&path, tensor))
+    }
+
+    pub(super) fn register_bare(&self, path: &str, tensor: BaseTensor) -> Bare {
+        let bare = Bare::new(tensor);
+        self.built().modules.push(path, Layer::Bare(bare.clone()));
+        bare
+    }
+}
