@@ -111,37 +111,56 @@ pub fn attention(
         let bias = bias_value.data().clone();
         let (shape, spans, rows) = (shape.clone(), Arc::clone(spans), rows);
         move |dy: Tensor| {
-            let dy = dy.contiguous()?;
             let [q, k, v] = kept.map(|kept| kept.tensor());
-            let (q, k, v, output) = (q?, k?, v?, kept_output.tensor()?);
-            let gradients = {
-                let of = |t| F32::of(OP, t);
-                let (fq, fk, fv) = (of(&q)?, of(&k)?, of(&v)?);
-                let (fb, fo, fdy) = (of(&bias)?, of(&output)?, of(&dy)?);
-                let of = Operands {
-                    q: &fq,
-                    k: &fk,
-                    v: &fv,
-                    bias: has_bias.then_some(&*fb),
-                    shape: &shape,
-                    dropout: dropout.as_ref(),
-                    pairs,
-                };
-                let saved = Saved { output: &fo, rows: &rows, dy: &fdy };
-                attention::backward(of, &spans, saved, wanted)
+            let saved = Tensors {
+                operands: [q?, k?, v?],
+                bias: has_bias.then_some(bias),
+                output: kept_output.tensor()?,
+                dy: dy.contiguous()?,
             };
-            let keep = |wanted: bool, g: Vec<f32>, like: &Tensor| {
-                wanted.then(|| tensor(g, like.dims())).transpose()
-            };
-            Ok([
-                keep(wanted.q, gradients.q, &q)?,
-                keep(wanted.k, gradients.k, &k)?,
-                keep(wanted.v, gradients.v, &v)?,
-                keep(wanted.bias, gradients.bias, &bias)?,
-            ])
+            saved.backward(&shape, &spans, &rows, dropout.as_ref(), pairs, wanted)
         }
     });
     Ok(y.with_half_of(&result))
+}
+
+/// What the backward pass reads.
+struct Tensors {
+    operands: [Tensor; 3],
+    bias: Option<Tensor>,
+    output: Tensor,
+    dy: Tensor,
+}
+
+impl Tensors {
+    /// The gradients of the operands and the bias.
+    fn backward(
+        &self,
+        shape: &AttentionShape,
+        spans: &[Span],
+        rows: &[SoftmaxRow],
+        dropout: Option<&Dropout>,
+        pairs: Option<Pairs>,
+        wanted: Wanted,
+    ) -> Result<[Option<Tensor>; 4]> {
+        let of = |t| F32::of(OP, t);
+        let [q, k, v] = &self.operands;
+        let (fq, fk, fv, fo, fdy) = (of(q)?, of(k)?, of(v)?, of(&self.output)?, of(&self.dy)?);
+        let bias = self.bias.as_ref().map(of).transpose()?;
+        let bias = bias.as_deref();
+        let of = Operands { q: &fq, k: &fk, v: &fv, bias, shape, dropout, pairs };
+        let saved = Saved { output: &fo, rows, dy: &fdy };
+        let gradients = attention::backward(of, spans, saved, wanted);
+        let keep = |wanted: bool, g: Vec<f32>, like: &Tensor| {
+            wanted.then(|| tensor(g, like.dims())).transpose()
+        };
+        Ok([
+            keep(wanted.q, gradients.q, q)?,
+            keep(wanted.k, gradients.k, k)?,
+            keep(wanted.v, gradients.v, v)?,
+            self.bias.as_ref().map(|b| keep(wanted.bias, gradients.bias, b)).transpose()?.flatten(),
+        ])
+    }
 }
 
 /// Keys and values of one sequence, as they grow during generation.
