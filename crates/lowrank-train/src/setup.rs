@@ -213,6 +213,8 @@ fn lora_config(lora: &LoraPlan, model: &Model, task: Task) -> Result<LoraConfig>
         lora_alpha: number(lora.lora_alpha),
         lora_dropout: Number::Float(lora.lora_dropout),
         target_modules,
+        target_parameters: some(lora.target_parameters.is_empty())
+            .map(|()| lora.target_parameters.clone()),
         exclude_modules,
         use_rslora: lora.use_rslora,
         modules_to_save: some(lora.modules_to_save.is_empty())

@@ -155,6 +155,15 @@ fn a_bad_value_says_what_it_must_be() {
 }
 
 #[test]
+fn parameters_may_be_the_only_targets() {
+    let text = "lora_target: []\ntarget_parameters: [experts.gate_up_proj, experts.down_proj]";
+    let plan = planned(text);
+    assert_eq!(lora(&plan).target, Target::Names(Vec::new()));
+    assert_eq!(lora(&plan).target_parameters, ["experts.gate_up_proj", "experts.down_proj"]);
+    assert_snapshot!(message("lora_target: []"), @"recipe.yaml:5: `lora_target` is `[]`; it must be one name or more");
+}
+
+#[test]
 fn a_contradiction_names_both_keys_and_lines() {
     assert_snapshot!(message("train_on_prompt: true\nmask_history: true"), @"recipe.yaml:5: `train_on_prompt: true` contradicts `mask_history: true` (recipe.yaml:6): one puts loss on all turns, the other on the last one only");
     assert_snapshot!(message("eval_strategy: epoch"), @"recipe.yaml:5: `eval_strategy: epoch` contradicts `val_size: 0` (the default): evaluation needs rows: set `val_size` or `eval_dataset`");

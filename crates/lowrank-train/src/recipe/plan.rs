@@ -125,6 +125,8 @@ pub struct LoraPlan {
     pub lora_dropout: f64,
     /// Which modules get adapters.
     pub target: Target,
+    /// PEFT's `target_parameters`: ends of the names of parameters that get adapters as well.
+    pub target_parameters: Vec<String>,
     /// Which of them don't after all.
     pub exclude_modules: Option<Target>,
     /// Scale alpha / √r.

@@ -88,6 +88,7 @@ impl Settings {
             lora_alpha,
             lora_dropout,
             target,
+            target_parameters,
             exclude_modules,
             use_rslora,
             modules_to_save,
@@ -106,6 +107,7 @@ impl Settings {
         self.put("lora_alpha", lora_alpha);
         self.put("lora_dropout", lora_dropout);
         self.put("lora_target", target_name(target));
+        self.put("target_parameters", target_parameters.join(","));
         self.put_opt("exclude_modules", exclude_modules.as_ref().map(target_name));
         self.put("use_rslora", use_rslora);
         self.put("additional_target", modules_to_save.join(","));

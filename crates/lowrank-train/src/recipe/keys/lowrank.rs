@@ -60,6 +60,12 @@ pub(super) static KEYS: &[Key] = &[
         "leave out rows that can't be used instead of stopping",
     ),
     here(
+        "target_parameters",
+        Kind::Names,
+        "-",
+        "parameters that get an adapter without being a linear layer's, as experts are: ends of names",
+    ),
+    here(
         "task_type",
         Kind::OneOf {
             here: &["CAUSAL_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "SEQ_2_SEQ_LM"],

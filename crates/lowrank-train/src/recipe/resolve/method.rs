@@ -20,6 +20,7 @@ impl Recipe {
             lora_alpha: self.lora_alpha()?,
             lora_dropout: self.get("lora_dropout")?,
             target: self.target("lora_target")?.unwrap_or(Target::All),
+            target_parameters: self.opt("target_parameters")?.unwrap_or_default(),
             exclude_modules: self.excluded()?,
             use_rslora: self.get("use_rslora")?,
             modules_to_save: self.opt("additional_target")?.unwrap_or_default(),
@@ -77,6 +78,9 @@ impl Recipe {
         }
         let names: Vec<String> = self.get(key)?;
         match names.as_slice() {
+            [] if key == "lora_target" && self.node("target_parameters").is_some() => {
+                Ok(Some(Target::Names(names)))
+            }
             [] => Err(self.bad(key, "one name or more")),
             [one] if one == "all" => Ok(Some(Target::All)),
             _ => Ok(Some(Target::Names(names))),
