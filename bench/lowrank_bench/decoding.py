@@ -6,7 +6,7 @@ import json
 
 from . import install
 from .processes import Failed, Worker, run
-from .shapes import DTYPES, SHAPES, WORDS, model_folder
+from .shapes import DTYPES, WORDS, model_folder
 from .sides import Side, alternate, failures
 
 SHORT, LONG = 16, 512
@@ -116,8 +116,7 @@ def llama_cpp(settings, stack, folder, shape, dtype):
     gguf = folder / "model.gguf"
     if not gguf.is_file():
         partial = gguf.with_suffix(".partial")
-        arguments = json.dumps({**SHAPES[shape]._asdict(), "dtype": DTYPES[dtype]})
-        run([settings.python, settings.workers / "write_gguf.py", folder, partial, arguments])
+        run([settings.python, settings.workers / "write_gguf.py", folder, partial, DTYPES[dtype]])
         partial.rename(gguf)
     worker = Worker(["node", node / "llama_cpp.mjs"], {"model": str(gguf)})
     stack.enter_context(worker)

@@ -8,7 +8,7 @@ import shutil
 
 from .processes import Failed, Worker, available_memory, run
 from .results import at
-from .shapes import DTYPES, SHAPES, data_folder, elements, model_folder
+from .shapes import DTYPES, MODELS, data_folder, model_folder, sizes, task_of
 from .sides import Side, alternate, failures
 
 RECIPE = """\
@@ -17,6 +17,7 @@ bf16: {bf16}
 stage: sft
 do_train: true
 finetuning_type: lora
+task_type: {task}
 lora_target: {targets}
 lora_rank: 8
 lora_alpha: 16
@@ -37,14 +38,15 @@ output_dir: {output}
 """
 
 
-def measure(settings, results, cell):
+def measure(settings, results, cell, part="lora"):
     """All dtypes of a cell, taking turns if memory allows."""
-    name = "/".join(["lora", *cell])
+    name = "/".join([part, *cell])
     if settings.resume and results.done(name):
         return
     print(name, flush=True)
     found = {**cell._asdict(), "rounds": [], "complete": False, "failures": {}}
-    needed = sum(torch_memory(cell, dtype) for dtype in settings.dtypes)
+    found["matrices"] = sizes(settings, cell.shape, settings.dtypes[0])["matrices"]
+    needed = sum(torch_memory(settings, cell, dtype) for dtype in settings.dtypes)
     together = needed < 0.7 * available_memory()
     found["dtypes_alternate"] = together
     groups = [settings.dtypes] if together else [[dtype] for dtype in settings.dtypes]
@@ -106,15 +108,13 @@ def batch_of(cell):
     return int(batch), int(length)
 
 
-def torch_memory(cell, dtype):
+def torch_memory(settings, cell, dtype):
     """A guess at what torch will need, on the high side."""
     batch, length = batch_of(cell)
-    shape, tokens = SHAPES[cell.shape], batch * length
+    size, vocabulary = sizes(settings, cell.shape, dtype), MODELS[cell.shape].fields["vocab_size"]
     bytes_each = 4 if dtype == "f32" else 2
-    logits = 4 * 4 * tokens * shape.vocabulary
-    kept = 12 * shape.hidden + 6 * shape.intermediate
-    activations = tokens * shape.layers * bytes_each * kept
-    return 0.5e9 + elements(cell.shape) * bytes_each * 1.3 + logits + activations
+    of_token = 1.5 * bytes_each * size["widths"] + 4 * 4 * vocabulary  # the latter for logits
+    return 0.5e9 + size["elements"] * bytes_each * 1.3 + batch * length * of_token
 
 
 class Lowrank:
@@ -133,8 +133,9 @@ class Lowrank:
             RECIPE.format(
                 model=model_folder(settings, cell.shape, dtype),
                 bf16=str(dtype == "bf16").lower(),
+                task=MODELS[cell.shape].task,
                 targets=cell.targets,
-                data=data_folder(settings, length),
+                data=data_folder(settings, length, cell.shape),
                 length=length,
                 batch=batch,
                 no_checkpointing=str(cell.checkpointing == "off").lower(),
@@ -171,7 +172,9 @@ class Torch:
         batch, length = batch_of(cell)
         question = {
             "model": str(model_folder(settings, cell.shape, dtype)),
-            "rows": str(data_folder(settings, length) / "rows.jsonl"),
+            "rows": str(data_folder(settings, length, cell.shape) / "rows.jsonl"),
+            "task": MODELS[cell.shape].task,
+            **task_of(cell.shape)._asdict(),
             "dtype": DTYPES[dtype],
             "targets": cell.targets,
             "batch": batch,

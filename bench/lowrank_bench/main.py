@@ -7,6 +7,7 @@ from . import decoding, install, lora_step, machine, minilm, products, program, 
 from .options import parse
 from .processes import Failed, run
 from .results import Results, spread
+from .shapes import YARDSTICK
 
 
 def main():
@@ -32,21 +33,24 @@ def main():
 
 def plan(settings, results):
     """The cells as calls, by name; small things first."""
-    calls = []
+    calls = {}
 
-    def add(part, name, measure, *what):
-        if part in settings.only:
-            calls.append((f"{part}/{name}", lambda: measure(settings, results, *what)))
+    def add(part, name, measure, *what, reason=None):
+        if (reason or part) in settings.only:
+            calls[f"{part}/{name}"] = lambda: measure(settings, results, *what)
 
     add("program", "start", program.measure)
+    add("products", YARDSTICK, products.measure, YARDSTICK, reason="architectures")
     for shape in settings.shapes:
         add("products", shape, products.measure, shape)
         for cell in settings.cells:
             if cell.shape == shape:
                 add("lora", "/".join(cell), lora_step.measure, cell)
         add("decode", shape, decoding.measure, shape)
+    for cell in settings.architectures:
+        add("architectures", "/".join(cell), lora_step.measure, cell, "architectures")
     add("minilm", "banking77", minilm.measure)
-    return calls
+    return calls.items()
 
 
 def attempt(results, name, measure):
@@ -93,7 +97,7 @@ def write(settings, results):
 def chart_bars(results):
     """What the chart shows."""
     bars = []
-    for found in results.of("lora").values():
+    for found in [*results.of("lora").values(), *results.of("architectures").values()]:
         cell = tables.cell_of(found)
         for dtype in tables.DTYPES:
             speed, memory = {}, {}

@@ -6,13 +6,26 @@ import os
 from collections import namedtuple
 from pathlib import Path
 
-from .shapes import DTYPES, SHAPES
+from .shapes import DTYPES, SHAPES, YARDSTICK
 
 BENCH = Path(__file__).resolve().parent.parent
-PARTS = ("program", "products", "lora", "decode", "minilm")
+PARTS = ("program", "products", "lora", "architectures", "decode", "minilm")
+#: What `--quick` leaves out.
+LONG = ("architectures", "minilm")
 TARGETS = ("q_proj,v_proj", "all-linear")
 TOKENS = ("1x512", "4x512", "1x2048")
 CHECKPOINTING = ("off", "on")
+#: PEFT's default targets of each architecture. It has none for the mixture, which is measured with
+#: adapters on attention and with adapters on experts.
+ADAPTED = {
+    YARDSTICK: ["q_proj,v_proj"],
+    "gpt2": ["c_attn"],
+    "gpt_neox": ["query_key_value"],
+    "gemma2": ["q_proj,v_proj"],
+    "bert": ["query,value"],
+    "t5": ["q,v"],
+    "qwen3_moe": ["q_proj,v_proj", "gate_proj,up_proj,down_proj"],
+}
 
 Cell = namedtuple("Cell", "shape targets tokens checkpointing")
 
@@ -24,10 +37,11 @@ def parse(arguments=None):
         description="lowrank against torch + transformers + peft, alternating on this machine.",
     )
     add = parser.add_argument
-    add("--only", type=listed(PARTS), default=list(PARTS), help=f"parts: {','.join(PARTS)}")
-    add("--quick", action="store_true", help="135m alone, q_proj,v_proj, 1x512, no minilm; minutes")
+    add("--only", type=listed(PARTS), help=f"parts: {','.join(PARTS)}")
+    add("--quick", action="store_true", help=f"135m alone, q_proj,v_proj, 1x512, no {LONG}; minutes")
     add("--full", action="store_true", help="every combination of the axes; a day")
     add("--shapes", type=listed(SHAPES), help=f"models: {','.join(SHAPES)}")
+    add("--architectures", type=listed(ADAPTED), default=list(ADAPTED), help=",".join(ADAPTED))
     add("--targets", action="append", choices=TARGETS, help="adapted layers; may be repeated")
     add("--tokens", type=listed(TOKENS), help=f"rows x tokens: {','.join(TOKENS)}")
     add("--dtypes", type=listed(DTYPES), default=list(DTYPES), help="f32,bf16")
@@ -48,10 +62,15 @@ def parse(arguments=None):
     settings = parser.parse_args(arguments)
     settings.pairs = settings.pairs or (3 if settings.quick else 7)
     settings.seconds = settings.seconds or (4.0 if settings.quick else 8.0)
+    short = [part for part in PARTS if not settings.quick or part not in LONG]
+    settings.only = settings.only or short
+    settings.architectures = [
+        Cell(shape, targets, TOKENS[0], CHECKPOINTING[0])
+        for shape in settings.architectures
+        for targets in ADAPTED[shape]
+    ]
     settings.cells = training_cells(settings)
     settings.shapes = settings.shapes or (["135m"] if settings.quick else list(SHAPES))
-    if settings.quick and "minilm" in settings.only:
-        settings.only.remove("minilm")
     settings.root = BENCH.parent
     settings.workers = BENCH / "workers"
     settings.out, settings.cache = settings.out.resolve(), settings.cache.resolve()

@@ -53,7 +53,7 @@ def torch(settings, stack, folder, shape, dtype):
     """A process that holds the same weights."""
     question = {
         "model": str(folder),
-        "tied": SHAPES[shape].tied,
+        "tied": SHAPES[shape].fields["tie_word_embeddings"],
         "dtype": DTYPES[dtype],
         "rows": ROWS,
     }

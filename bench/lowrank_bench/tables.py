@@ -5,7 +5,7 @@ from . import products
 from .lora_step import tokens_per_second
 from .options import Cell
 from .results import at, ratio, spread
-from .shapes import matrices
+from .shapes import MODELS, YARDSTICK
 
 DTYPES = ("f32", "bf16")
 #: The header's entry for what others used of the processor, the most before any cell.
@@ -14,7 +14,8 @@ BUSY = "others' share of the processor"
 
 def report(results):
     """All tables."""
-    parts = [header, lora, best_dtypes, product_totals, product_shapes, decode, minilm, program]
+    parts = [header, lora, best_dtypes, architectures, product_totals, product_shapes, decode]
+    parts += [minilm, program]
     texts = [text for part in parts if (text := part(results))]
     return "\n\n".join(texts + failures(results)) + "\n"
 
@@ -72,10 +73,17 @@ def cell_of(found):
     return Cell(*(found[field] for field in Cell._fields))
 
 
-def share_of_peak(results, cell, dtype, speed):
-    """Floating-point operations of the step's products per second, over the best rate measured."""
-    best = products.peak(results.cells.get(f"products/{cell.shape}", {}), dtype)
-    return ratio(4 * matrices(cell.shape) * speed, best) if speed else None
+def step_rate(found, dtype, side="lowrank"):
+    """Floating-point operations of the step's products per second."""
+    speed = spread([tokens_per_second(cell_of(found), r, dtype, side) for r in found["rounds"]])
+    known = speed and found.get("matrices")
+    return 4 * found["matrices"] * speed.median if known else None
+
+
+def share_of_peak(results, found, dtype, shape):
+    """That of lowrank over the best rate that was measured on a model's shapes."""
+    best = products.peak(results.cells.get(f"products/{shape}", {}), dtype)
+    return ratio(step_rate(found, dtype), best)
 
 
 def loss_difference(found, dtype):
@@ -85,39 +93,44 @@ def loss_difference(found, dtype):
     return abs(losses[0] - losses[1]) if None not in losses else None
 
 
+#: The columns of [`step_figures`].
+STEP = (
+    "dtype|lowrank tok/s|torch + peft tok/s|ratio|share of peak|lowrank GB|torch GB|memory ratio"
+    "|loss difference"
+)
+
+
+def step_figures(results, found, peak_shape):
+    """A LoRA step, a row for each dtype that was measured; `peak_shape` is whose products count."""
+    cell, rounds = cell_of(found), found["rounds"]
+    for dtype in DTYPES:
+        ours, theirs = (
+            [tokens_per_second(cell, r, dtype, side) for r in rounds]
+            for side in ("lowrank", "torch")
+        )
+        if not spread(ours) and not spread(theirs):
+            continue
+        memory = [peak_bytes(rounds, dtype, side) for side in ("lowrank", "torch")]
+        yield [
+            dtype,
+            median(ours),
+            median(theirs),
+            times([ratio(a, b) for a, b in zip(ours, theirs)]),
+            number(share_of_peak(results, found, dtype, peak_shape), "{:.0%}"),
+            *(number(m and m / 1e9, "{:.2f}") for m in memory),
+            number(ratio(*memory), "{:.2f}×"),
+            number(loss_difference(found, dtype), "{:.1e}"),
+        ]
+
+
 def lora(results):
     """The LoRA step."""
     rows = []
     for found in results.of("lora").values():
-        cell, rounds = cell_of(found), found["rounds"]
-        for dtype in DTYPES:
-            ours, theirs = (
-                [tokens_per_second(cell, r, dtype, side) for r in rounds]
-                for side in ("lowrank", "torch")
-            )
-            if not spread(ours) and not spread(theirs):
-                continue
-            memory = [peak_bytes(rounds, dtype, side) for side in ("lowrank", "torch")]
-            speed = spread(ours)
-            share = share_of_peak(results, cell, dtype, speed and speed.median)
-            rows.append(
-                [
-                    cell.shape,
-                    cell.targets,
-                    cell.tokens.replace("x", "×"),
-                    cell.checkpointing,
-                    dtype,
-                    median(ours),
-                    median(theirs),
-                    times([ratio(a, b) for a, b in zip(ours, theirs)]),
-                    number(share, "{:.0%}"),
-                    *(number(m and m / 1e9, "{:.2f}") for m in memory),
-                    number(ratio(*memory), "{:.2f}×"),
-                    number(loss_difference(found, dtype), "{:.1e}"),
-                ]
-            )
-    columns = "model|targets|rows × tokens|checkpointing|dtype|lowrank tok/s|torch + peft tok/s"
-    columns += "|ratio|share of peak|lowrank GB|torch GB|memory ratio|loss difference"
+        cell = cell_of(found)
+        begin = [cell.shape, cell.targets, cell.tokens.replace("x", "×"), cell.checkpointing]
+        rows += [begin + figures for figures in step_figures(results, found, cell.shape)]
+    columns = f"model|targets|rows × tokens|checkpointing|{STEP}"
     note = (
         "Forward, backward, clipping and AdamW; r 8. Share of peak: 4 × parameters of the matrices × "
         "tokens/s, over the best rate of matrix products that either side reached on this model's "
@@ -125,6 +138,25 @@ def lora(results):
         "first step, same weights and rows."
     )
     return table("LoRA step", columns.split("|"), rows, note)
+
+
+def architectures(results):
+    """The LoRA step of one architecture beside the other."""
+    rows, cells = [], results.of("architectures").values()
+    yardstick = next((found for found in cells if found["shape"] == YARDSTICK), None)
+    for found in cells:
+        cell, model = cell_of(found), MODELS[found["shape"]]
+        begin = [model.model_type, model.task, f"{found['matrices'] / 1e6:.0f}", cell.targets]
+        for figures in step_figures(results, found, YARDSTICK):
+            rates = [step_rate(f, figures[0]) if f else None for f in (found, yardstick)]
+            rows.append([*begin, *figures, number(ratio(*rates), "**{:.2f}**")])
+    columns = f"model|task|matrices, M|targets|{STEP}|share over {MODELS[YARDSTICK].model_type}'s"
+    note = (
+        "As above, one row of 512 tokens (of an encoder-decoder, 512 read and 512 written). Matrices: "
+        "parameters that a token is multiplied with. Share of peak: over the rate of products of "
+        f"the {YARDSTICK} model's shapes."
+    )
+    return table("LoRA step, by architecture", columns.split("|"), rows, note)
 
 
 def best_dtypes(results):

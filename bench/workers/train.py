@@ -29,10 +29,17 @@ def reset_peak():
         file.write("5")
 
 
+def ids(rows, column):
+    """The number in each word, which is its token or class."""
+    texts = [row[column].split() for row in rows]
+    return torch.tensor([[int(word[1:]) for word in text] for text in texts])
+
+
 class Run:
     def __init__(self, settings):
         dtype = getattr(torch, settings["dtype"])
-        model = transformers.AutoModelForCausalLM.from_pretrained(settings["model"], dtype=dtype)
+        auto_class = getattr(transformers, settings["auto_class"])
+        model = auto_class.from_pretrained(settings["model"], dtype=dtype)
         if settings["checkpointing"]:
             model.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
@@ -43,23 +50,23 @@ class Run:
             lora_alpha=16,
             lora_dropout=0.0,
             target_modules=targets if targets == "all-linear" else targets.split(","),
-            task_type="CAUSAL_LM",
+            task_type=settings["task"],
         )
         self.model = peft.get_peft_model(model, config)
         self.model.train()
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4, weight_decay=0.0)
         with open(settings["rows"]) as file:
-            texts = [json.loads(line)["text"].split() for line in file]
-        self.rows = torch.tensor([[int(word[1:]) for word in text] for text in texts])
+            rows = [json.loads(line) for line in file]
+        self.input, self.labels = (ids(rows, settings[column]) for column in ("input", "labels"))
         self.batch = settings["batch"]
         self.next = 0
 
     def step(self):
-        places = [(self.next + i) % len(self.rows) for i in range(self.batch)]
+        places = [(self.next + i) % len(self.input) for i in range(self.batch)]
         self.next += self.batch
-        ids = self.rows[places]
-        loss = self.model(input_ids=ids, labels=ids, use_cache=False).loss
+        input_ids, labels = self.input[places], self.labels[places]
+        loss = self.model(input_ids=input_ids, labels=labels, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()

@@ -1,4 +1,4 @@
-"""A model folder as a GGUF file for llama.cpp: `write_gguf.py FOLDER FILE SETTINGS`.
+"""A model folder as a GGUF file for llama.cpp: `write_gguf.py FOLDER FILE DTYPE`.
 
 Just what llama.cpp needs to run token ids: the tokens' texts are placeholders."""
 
@@ -10,9 +10,9 @@ import gguf
 import safetensors
 import torch
 
-folder, path, settings = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-llama = settings["model_type"] == "llama"
+folder, path, dtype = sys.argv[1:]
 config = json.load(open(f"{folder}/config.json"))
+llama = config["model_type"] == "llama"
 
 NAMES = {
     "self_attn.q_proj": "attn_q",
@@ -43,7 +43,7 @@ def name_of(name):
 
 def permuted(name, tensor):
     """llama.cpp rotates neighbouring numbers in its `llama` architecture, transformers halves."""
-    heads = {"q_proj": settings["heads"], "k_proj": settings["kv_heads"]}
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     for module, count in heads.items():
         if llama and name.endswith(f"{module}.weight"):
             rows, columns = tensor.shape
@@ -64,7 +64,7 @@ def add(name, tensor):
 
 def vocabulary():
     """A token for each row of the embedding."""
-    tokens = [f"w{i}" for i in range(settings["vocabulary"])]
+    tokens = [f"w{i}" for i in range(config["vocab_size"])]
     tokens[:4] = ["<pad>", "<s>", "</s>", "<unk>"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
@@ -77,20 +77,20 @@ def vocabulary():
     writer.add_add_bos_token(False)
 
 
-writer = gguf.GGUFWriter(path, settings["model_type"])
+writer = gguf.GGUFWriter(path, config["model_type"])
 writer.add_context_length(4096)
-writer.add_embedding_length(settings["hidden"])
-writer.add_feed_forward_length(settings["intermediate"])
-writer.add_block_count(settings["layers"])
-writer.add_head_count(settings["heads"])
-writer.add_head_count_kv(settings["kv_heads"])
+writer.add_embedding_length(config["hidden_size"])
+writer.add_feed_forward_length(config["intermediate_size"])
+writer.add_block_count(config["num_hidden_layers"])
+writer.add_head_count(config["num_attention_heads"])
+writer.add_head_count_kv(config["num_key_value_heads"])
 writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
 writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
 if llama:
-    writer.add_rope_dimension_count(settings["hidden"] // settings["heads"])
-writer.add_vocab_size(settings["vocabulary"])
+    writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
+writer.add_vocab_size(config["vocab_size"])
 bf16, f32 = gguf.LlamaFileType.MOSTLY_BF16, gguf.LlamaFileType.ALL_F32
-writer.add_file_type(bf16 if settings["dtype"] == "bfloat16" else f32)
+writer.add_file_type(bf16 if dtype == "bfloat16" else f32)
 vocabulary()
 for file_path in sorted(glob.glob(f"{folder}/*.safetensors")):
     with safetensors.safe_open(file_path, "pt") as file:

@@ -5,26 +5,39 @@ import sys
 
 import torch
 import transformers
+from transformers.pytorch_utils import Conv1D
 
-folder, settings = sys.argv[1], json.loads(sys.argv[2])
-classes = {
-    "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
-    "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
-}
-config_class, model_class = classes[settings["model_type"]]
-config = config_class(
-    hidden_size=settings["hidden"],
-    intermediate_size=settings["intermediate"],
-    num_hidden_layers=settings["layers"],
-    num_attention_heads=settings["heads"],
-    num_key_value_heads=settings["kv_heads"],
-    vocab_size=settings["vocabulary"],
-    tie_word_embeddings=settings["tied"],
-    max_position_embeddings=4096,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=2,
-)
-torch.manual_seed(0)
-model = model_class(config).to(getattr(torch, settings["dtype"]))
-model.save_pretrained(folder)
+#: Layers that see one token of a text.
+POOLED = ("bert.pooler.dense", "classifier")
+
+
+def sizes(model):
+    """Elements of the model, and of all matrices that a token is multiplied with, the output layer
+    among them, of experts those that it visits; and the widths of what goes in and comes out."""
+    found = {"elements": sum(p.numel() for p in model.parameters()), "matrices": 0, "widths": 0}
+
+    def add(matrix, times=1):
+        found["matrices"] += times * matrix.numel()
+        found["widths"] += times * sum(matrix.shape)
+
+    for name, module in model.named_modules():
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and name not in POOLED:
+            add(module.weight)
+        for parameter in module.parameters(recurse=False):
+            if parameter.dim() == 3:
+                add(parameter[0], model.config.num_experts_per_tok)
+    return found
+
+
+def main():
+    folder, settings = sys.argv[1], json.loads(sys.argv[2])
+    config = transformers.AutoConfig.for_model(settings["model_type"], **settings["fields"])
+    torch.manual_seed(0)
+    model = getattr(transformers, settings["auto_class"]).from_config(config)
+    model = model.to(getattr(torch, settings["dtype"]))
+    model.save_pretrained(folder)
+    with open(f"{folder}/sizes.json", "w") as file:
+        json.dump(sizes(model), file)
+
+
+main()

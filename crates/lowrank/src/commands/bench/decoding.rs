@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use anyhow::ensure;
-use lowrank_models::{GenerateOptions, PeftModel, generate};
-use lowrank_peft::layers::Layer;
+use lowrank_models::{GenerateOptions, Model, PeftModel, generate};
+use lowrank_peft::{BaseTensor, layers::Layer};
 use serde::Serialize;
 
 use super::median;
@@ -41,7 +41,7 @@ impl Decoding {
             }
         }
         let tokens_per_second = (new - 1) as f64 / median(&seconds);
-        let weight_bytes = weight_bytes(model);
+        let weight_bytes = weight_bytes(model.model())?;
         Ok(Self {
             new_tokens: new,
             seconds,
@@ -120,12 +120,25 @@ fn prompt(model: &PeftModel, tokens: usize) -> anyhow::Result<Vec<u32>> {
     Ok((0..tokens).map(|i| (first + 7919 * i % (end - first)) as u32).collect())
 }
 
-/// Bytes of all linear layers, the output layer among them; of an embedding a token reads one row.
-fn weight_bytes(model: &PeftModel) -> usize {
-    let layers = model.model().modules.layers();
-    let weights = layers.filter_map(|(_, layer)| match layer {
-        Layer::Linear(linear) => Some(linear.weight().weight()),
-        _ => None,
-    });
-    weights.map(|w| w.elem_count() * w.dtype().size_in_bytes()).sum()
+/// Bytes of all linear layers, the output layer among them, and of the experts that a token visits;
+/// of an embedding a token reads one row.
+fn weight_bytes(model: &Model) -> anyhow::Result<usize> {
+    let mut bytes = 0;
+    for (_, layer) in model.modules.layers() {
+        bytes += match layer {
+            Layer::Linear(linear) => bytes_of(linear.weight()),
+            Layer::Stack(stack) => {
+                let [experts, ..] = stack.dims();
+                let chosen = model.config.size("num_experts_per_tok")?;
+                bytes_of(stack.weight()) / experts.max(1) * chosen
+            }
+            Layer::Embedding(_) | Layer::Norm(_) | Layer::Bare(_) => 0,
+        };
+    }
+    Ok(bytes)
+}
+
+fn bytes_of(tensor: &BaseTensor) -> usize {
+    let weight = tensor.weight();
+    weight.elem_count() * weight.dtype().size_in_bytes()
 }

@@ -1,5 +1,5 @@
-//! The matrix products of a model: `x·Wᵀ` and `dy·W` of every frozen linear layer, as training
-//! calls them.
+//! The matrix products of a model: `x·Wᵀ` and `dy·W` of every frozen linear layer and every expert,
+//! as training calls them. Each takes all rows, whereas in a step those of a token's experts do.
 //!
 //! All layers are gone through one after another, so that a weight comes from memory as it does in
 //! a step, not from a cache that holds it since the last repetition.
@@ -35,14 +35,7 @@ struct Shape {
 impl Products {
     /// Goes over the model once uncounted and `passes` times with the clock running.
     pub(super) fn measure(model: &Model, rows: usize, passes: usize) -> anyhow::Result<Self> {
-        let weights: Vec<Weight> = model
-            .modules
-            .layers()
-            .filter_map(|(_, layer)| match layer {
-                Layer::Linear(linear) => Some(linear.weight().weight()),
-                _ => None,
-            })
-            .collect();
+        let weights = matrices(model)?;
         let mut shapes: BTreeMap<Vec<usize>, (Operands, Shape)> = BTreeMap::new();
         for weight in &weights {
             let &[out, input] = weight.dims() else { continue };
@@ -95,6 +88,24 @@ impl Products {
         lines.push(format!("{:>42} {:>8.0} {:>9.0} {both:>8.0}", "all", rates[0], rates[1]));
         lines
     }
+}
+
+/// The weights of all linear layers, and each expert's by itself.
+fn matrices(model: &Model) -> anyhow::Result<Vec<Weight>> {
+    let mut found = Vec::new();
+    for (_, layer) in model.modules.layers() {
+        match layer {
+            Layer::Linear(linear) => found.push(linear.weight().weight()),
+            Layer::Stack(stack) => {
+                let ([experts, out, _], all) = (stack.dims(), stack.weight().weight());
+                for expert in 0..experts {
+                    found.push(all.rows(expert * out..(expert + 1) * out)?);
+                }
+            }
+            Layer::Embedding(_) | Layer::Norm(_) | Layer::Bare(_) => {}
+        }
+    }
+    Ok(found)
 }
 
 impl Shape {
