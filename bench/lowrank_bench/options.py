@@ -38,7 +38,7 @@ def parse(arguments=None):
     )
     add = parser.add_argument
     add("--only", type=listed(PARTS), help=f"parts: {','.join(PARTS)}")
-    add("--quick", action="store_true", help=f"135m alone, q_proj,v_proj, 1x512, no {LONG}; minutes")
+    add("--quick", action="store_true", help="135m, 1x512, no architectures, no minilm; minutes")
     add("--full", action="store_true", help="every combination of the axes; a day")
     add("--shapes", type=listed(SHAPES), help=f"models: {','.join(SHAPES)}")
     add("--architectures", type=listed(ADAPTED), default=list(ADAPTED), help=",".join(ADAPTED))

@@ -7,8 +7,10 @@ from collections import namedtuple
 
 from .processes import run
 
-#: `fields` are those of transformers' config.
-Shape = namedtuple("Shape", "model_type task fields")
+#: `attention` is how wide the queries of all layers together are, those that see all keys and those
+#: that see what came before; `fields` are those of transformers' config.
+Shape = namedtuple("Shape", "model_type task attention fields")
+Attention = namedtuple("Attention", "full causal")
 
 #: The special tokens, and no dropout: with it two first losses couldn't be compared.
 COMMON = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -26,7 +28,8 @@ def decoder(model_type, hidden, intermediate, layers, heads, kv_heads, vocabular
         "tie_word_embeddings": tied,
         "max_position_embeddings": 4096,
     }
-    return Shape(model_type, "CAUSAL_LM", COMMON | fields | more)
+    attention = Attention(0, layers * heads * more.get("head_dim", hidden // heads))
+    return Shape(model_type, "CAUSAL_LM", attention, COMMON | fields | more)
 
 
 SHAPES = {
@@ -43,6 +46,7 @@ ARCHITECTURES = {
     "gpt2": Shape(
         "gpt2",
         "CAUSAL_LM",
+        Attention(0, 12 * 768),
         COMMON
         | {"n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50257}
         | {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0},
@@ -50,6 +54,7 @@ ARCHITECTURES = {
     "gpt_neox": Shape(
         "gpt_neox",
         "CAUSAL_LM",
+        Attention(0, 12 * 768),
         COMMON
         | {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
         | {"num_attention_heads": 12, "max_position_embeddings": 2048, "vocab_size": 50304},
@@ -60,6 +65,7 @@ ARCHITECTURES = {
     "bert": Shape(
         "bert",
         "SEQ_CLS",
+        Attention(12 * 768, 0),
         COMMON
         | {"hidden_size": 768, "num_hidden_layers": 12, "vocab_size": 30522}
         | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
@@ -68,6 +74,7 @@ ARCHITECTURES = {
     "t5": Shape(
         "t5",
         "SEQ_2_SEQ_LM",
+        Attention(2 * 6 * 768, 6 * 768),
         COMMON
         | {"d_model": 768, "d_ff": 2048, "d_kv": 64, "num_heads": 12, "num_layers": 6}
         | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "vocab_size": 32128}

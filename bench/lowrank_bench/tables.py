@@ -2,7 +2,7 @@
 quartiles; above 1, lowrank is faster (for memory: below 1, it needs less)."""
 
 from . import products
-from .lora_step import tokens_per_second
+from .lora_step import batch_of, tokens_per_second
 from .options import Cell
 from .results import at, ratio, spread
 from .shapes import MODELS, YARDSTICK
@@ -73,11 +73,19 @@ def cell_of(found):
     return Cell(*(found[field] for field in Cell._fields))
 
 
-def step_rate(found, dtype, side="lowrank"):
+def step_rate(found, dtype, attended=0):
     """Floating-point operations of the step's products per second."""
-    speed = spread([tokens_per_second(cell_of(found), r, dtype, side) for r in found["rounds"]])
+    cell = cell_of(found)
+    speed = spread([tokens_per_second(cell, r, dtype, "lowrank") for r in found["rounds"]])
     known = speed and found.get("matrices")
-    return 4 * found["matrices"] * speed.median if known else None
+    return (4 * found["matrices"] + attended) * speed.median if known else None
+
+
+def attention_work(found):
+    """Floating-point operations that a step spends on a token in attention's own products: two
+    forward, five backward, one of which computes the scores again."""
+    length, width = batch_of(cell_of(found))[1], MODELS[found["shape"]].attention
+    return 7 * 2 * length * (width.full + width.causal / 2)
 
 
 def share_of_peak(results, found, dtype, shape):
@@ -148,9 +156,13 @@ def architectures(results):
         cell, model = cell_of(found), MODELS[found["shape"]]
         begin = [model.model_type, model.task, f"{found['matrices'] / 1e6:.0f}", cell.targets]
         for figures in step_figures(results, found, YARDSTICK):
-            rates = [step_rate(f, figures[0]) if f else None for f in (found, yardstick)]
-            rows.append([*begin, *figures, number(ratio(*rates), "**{:.2f}**")])
+            over = [
+                ratio(*(f and step_rate(f, figures[0], of(f)) for f in (found, yardstick)))
+                for of in (lambda _: 0, attention_work)
+            ]
+            rows.append([*begin, *figures, *(number(o, "**{:.2f}**") for o in over)])
     columns = f"model|task|matrices, M|targets|{STEP}|share over {MODELS[YARDSTICK].model_type}'s"
+    columns += "|with attention's products"
     note = (
         "As above, one row of 512 tokens (of an encoder-decoder, 512 read and 512 written). Matrices: "
         "parameters that a token is multiplied with. Share of peak: over the rate of products of "
