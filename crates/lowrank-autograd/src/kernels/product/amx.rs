@@ -154,17 +154,22 @@ pub(crate) unsafe fn amx(main: Run, tail: Run, place: Place) {
     // `place`, of which a whole one has 32 rows and columns.
     unsafe {
         let whole = place.rows == ROWS && place.columns == ROWS;
-        if whole && tail.steps == 0 && !place.add && place.bias.is_null() {
+        if whole && tail.steps == 0 && !(place.add && !place.bias.is_null()) {
+            let begin = match (place.add, place.bias.is_null()) {
+                (true, _) => Start { at: place.to, stride: place.row_stride },
+                (_, false) => Start { at: place.bias, stride: 0 },
+                _ => Start::ZERO,
+            };
             for row in 0..ROWS {
                 let to = place.to.wrapping_add(row * place.row_stride);
                 _mm_prefetch::<_MM_HINT_ET0>(to.cast());
                 _mm_prefetch::<_MM_HINT_ET0>(to.wrapping_add(16).cast());
             }
-            return multiply(main, place.to, place.row_stride);
+            return multiply(main, begin, place.to, place.row_stride);
         }
         let mut sums = MaybeUninit::<Sums>::uninit();
         let sums = sums.as_mut_ptr().cast::<f32>();
-        multiply(main, sums, ROWS);
+        multiply(main, Start::ZERO, sums, ROWS);
         for row in 0..place.rows {
             put_row(&place, row, sums.add(row * ROWS), tail);
         }
@@ -174,16 +179,33 @@ pub(crate) unsafe fn amx(main: Run, tail: Run, place: Place) {
 #[repr(align(64))]
 struct Sums([f32; ROWS * ROWS]);
 
+/// What sums begin with: 32 rows of 32 elements, `stride` apart.
+#[derive(Clone, Copy)]
+struct Start {
+    at: *const f32,
+    stride: usize,
+}
+
+impl Start {
+    /// One row of zeros, read 32 times.
+    const ZERO: Self = Self { at: &raw const ZEROS.0 as *const f32, stride: 0 };
+}
+
+#[repr(align(64))]
+struct Row([f32; ROWS]);
+
+static ZEROS: Row = Row([0.0; ROWS]);
+
 /// Multiplies two panels into 32 rows of 32 elements, `stride` apart.
-unsafe fn multiply(of: Run, to: *mut f32, stride: usize) {
-    // SAFETY: the panels hold `steps / 16` tiles of 2048 bytes; four tiles are stored where the
-    // caller has room.
+unsafe fn multiply(of: Run, start: Start, to: *mut f32, stride: usize) {
+    // SAFETY: the panels hold `steps / 16` tiles of 2048 bytes; four tiles are read where the
+    // caller has a start, and stored where it has room.
     unsafe {
         asm!(
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
+            "tileloadd tmm0, [{start} + {start_row} * 1]",
+            "tileloadd tmm1, [{start} + {start_row} * 1 + 64]",
+            "tileloadd tmm2, [{start_below} + {start_row} * 1]",
+            "tileloadd tmm3, [{start_below} + {start_row} * 1 + 64]",
             "test {n}, {n}",
             "jz 3f",
             "2:",
@@ -204,6 +226,9 @@ unsafe fn multiply(of: Run, to: *mut f32, stride: usize) {
             "tilestored [{to} + {to_row} * 1 + 64], tmm1",
             "tilestored [{below} + {to_row} * 1], tmm2",
             "tilestored [{below} + {to_row} * 1 + 64], tmm3",
+            start = in(reg) start.at,
+            start_below = in(reg) start.at.wrapping_add(16 * start.stride),
+            start_row = in(reg) 4 * start.stride,
             a = inout(reg) of.a => _,
             b = inout(reg) of.b => _,
             n = inout(reg) of.steps / STEPS => _,
@@ -227,12 +252,13 @@ pub(crate) unsafe fn spin(steps: usize) {
     let panel = Sums([0.0; ROWS * ROWS]);
     let mut sums = Sums([0.0; ROWS * ROWS]);
     let lanes = panel.0.as_ptr().cast();
+    let run = Run { steps: STEPS, a: lanes, b: lanes };
     // SAFETY: the caller's promise.
     let _tiles = unsafe { Tiles::configure() };
     // 24 vectors of 16 products a step there, 32³ a turn here.
     for _ in 0..steps * 24 / 2048 {
         // SAFETY: the panel holds two tiles of either side, the buffer a result.
-        unsafe { multiply(Run { steps: STEPS, a: lanes, b: lanes }, sums.0.as_mut_ptr(), ROWS) };
+        unsafe { multiply(run, Start::ZERO, sums.0.as_mut_ptr(), ROWS) };
     }
     std::hint::black_box(&sums.0);
 }

@@ -160,6 +160,9 @@ fn bias_tails_and_what_stood_there_are_added() {
             all.check(Some(engine), 0, 0, dtype);
             Case { bias: true, ..case(17, 40, 20, 3) }.check(Some(engine), 0, 1, dtype);
             Case { add: true, ..case(16, 64, 18, 16) }.check(Some(engine), 1, 0, dtype);
+            Case { bias: true, ..case(64, 96, 40, 0) }.check(Some(engine), 0, 0, dtype);
+            Case { add: true, scale: 0.5, ..case(96, 64, 70, 0) }.check(Some(engine), 0, 1, dtype);
+            Case { add: true, bias: true, ..case(32, 64, 32, 0) }.check(Some(engine), 0, 0, dtype);
         }
     }
 }
