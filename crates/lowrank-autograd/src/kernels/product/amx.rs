@@ -154,7 +154,8 @@ pub(crate) unsafe fn amx(main: Run, tail: Run, place: Place) {
     // `place`, of which a whole one has 32 rows and columns.
     unsafe {
         let whole = place.rows == ROWS && place.columns == ROWS;
-        if whole && tail.steps == 0 && !(place.add && !place.bias.is_null()) {
+        let alone = tail.steps == 0 && (place.bias.is_null() || !place.add);
+        if whole && alone {
             let begin = match (place.add, place.bias.is_null()) {
                 (true, _) => Start { at: place.to, stride: place.row_stride },
                 (_, false) => Start { at: place.bias, stride: 0 },
