@@ -3,7 +3,10 @@
 
 /// The instruction sets that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "instructions of x86-64"))]
+#[cfg_attr(
+    not(any(target_arch = "x86_64", test)),
+    expect(dead_code, reason = "instructions of x86-64")
+)]
 pub(crate) enum Level {
     /// What the build target has.
     Portable,
