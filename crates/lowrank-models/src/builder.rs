@@ -83,8 +83,6 @@ pub struct Built {
     pub modules: Modules,
     /// Tensors of task heads that the files lack.
     pub fresh: Vec<String>,
-    /// Tensors that only saved models have a use for.
-    pub kept: Vec<Arc<BaseTensor>>,
     used: BTreeSet<String>,
 }
 
@@ -255,20 +253,6 @@ impl Builder {
         let data = Tensor::full(value, len, &Device::Cpu)?;
         self.built().fresh.push(name.clone());
         Ok(BaseTensor::widened(name, &Weight::from_tensor(&data)?)?)
-    }
-
-    /// A vector that nothing here reads and the model's own code wants: where the file has it, it is
-    /// written again when the model is saved.
-    ///
-    /// # Errors
-    /// When it is misshapen.
-    pub fn keep(&self, name: &str, len: usize) -> Result<()> {
-        let path = self.join(name);
-        if self.find(&path).is_some() {
-            let kept = BaseTensor::new(path.clone(), self.tensor(&path, &[len])?);
-            self.built().kept.push(Arc::new(kept));
-        }
-        Ok(())
     }
 
     /// An embedding, `[rows, dim]`.

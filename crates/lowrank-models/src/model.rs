@@ -7,7 +7,7 @@ use std::{
 
 use candle_core::DType;
 use lowrank_autograd::Value;
-use lowrank_peft::{BaseTensor, Modules, Pass};
+use lowrank_peft::{Modules, Pass};
 
 use crate::{
     Architecture, Builder, Config, Context, Family, FreshInit, Head, Input, Network, Result, Task,
@@ -83,8 +83,6 @@ pub struct Model {
     pub modules: Modules,
     /// Tensors of the head that start fresh because the files lack them.
     pub fresh: Vec<String>,
-    /// Tensors that are only there to be saved again.
-    pub kept: Vec<Arc<BaseTensor>>,
     /// Tensors in the files that the model has no use for.
     pub unused: Vec<String>,
     network: Arc<dyn Network>,
@@ -128,7 +126,6 @@ impl Model {
             task,
             modules: built.modules,
             fresh: built.fresh,
-            kept: built.kept,
             unused,
             network,
             head,

@@ -85,9 +85,8 @@ impl Model {
     /// # Errors
     /// When a dtype isn't one that files hold.
     pub fn saved(&self, options: &SaveOptions) -> Result<Saved<'_>> {
-        let tensors = self.modules.tensors().chain(self.kept.iter().map(AsRef::as_ref));
         let mut entries = Vec::new();
-        for tensor in tensors.filter(|tensor| !self.is_tied(tensor)) {
+        for tensor in self.modules.tensors().filter(|tensor| !self.is_tied(tensor)) {
             let copies = Entry::all_of(tensor, options)?.into_iter();
             entries.extend(copies.map(|copy| {
                 let name = self.architecture.file_name(&copy.tensor.name).into_owned();

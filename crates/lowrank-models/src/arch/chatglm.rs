@@ -41,16 +41,13 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     check_switches(c)?;
     let (attention, mlp, shape) = (attention(c)?, mlp(c)?, decoder_shape(c)?);
     let dropout = c.probability_or("hidden_dropout", 0.0)?;
-    let by_head = !shares_keys(c)?;
+    let groups = if shares_keys(c)? { 1 } else { attention.heads };
     let layer = |_, b: &Builder| {
         let before_attention = b.norm("input_layernorm", shape.norm)?;
         let place = b.at("self_attention");
         let layers =
             [attention.qkv("query_key_value", &place)?, attention.output("dense", &place)?];
-        let attention = match by_head {
-            true => SelfAttention::fused_by_head(&attention, layers, &place),
-            false => SelfAttention::fused(&attention, layers, &place),
-        };
+        let attention = SelfAttention::fused(&attention, groups, layers, &place);
         let norms = [before_attention, b.norm("post_attention_layernorm", shape.norm)?];
         let mlp = GatedMlp::fused(&mlp, ["dense_h_to_4h", "dense_4h_to_h"], &b.at("mlp"))?;
         let ends = ["attention_dropout", "mlp_dropout"];

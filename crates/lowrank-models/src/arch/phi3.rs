@@ -43,7 +43,7 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
         let place = b.at("self_attn");
         let output = attention.output("o_proj", &place)?;
         let qkv = attention.qkv("qkv_proj", &place)?;
-        let attention = SelfAttention::fused(&attention, [qkv, output], &place);
+        let attention = SelfAttention::fused(&attention, 1, [qkv, output], &place);
         let mlp = GatedMlp::fused(&mlp, ["gate_up_proj", "down_proj"], &b.at("mlp"))?;
         let ends = ["resid_attn_dropout", "resid_mlp_dropout"];
         let ends = ends.map(|name| BranchEnd::dropout(b.dropout(name, dropout)));

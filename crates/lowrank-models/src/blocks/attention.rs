@@ -112,14 +112,14 @@ impl SelfAttention {
         Ok(attention.with_head_norms([norm("q_norm")?, norm("k_norm")?]))
     }
 
-    /// Queries, keys and values from one layer, in that order.
-    pub fn fused(s: &SelfAttentionShape, [qkv, output]: [Linear; 2], b: &Builder) -> Self {
-        Self::of(s, Projections::Fused(Fused::new(qkv, 1)), output, b)
-    }
-
-    /// [`SelfAttention::fused`] whose layer has all three head by head; each has keys of its own.
-    pub fn fused_by_head(s: &SelfAttentionShape, [qkv, output]: [Linear; 2], b: &Builder) -> Self {
-        Self::of(s, Projections::Fused(Fused::new(qkv, s.heads)), output, b)
+    /// Queries, keys and values from one layer, in that order in each of its [`Fused`] groups.
+    pub fn fused(
+        s: &SelfAttentionShape,
+        groups: usize,
+        [qkv, output]: [Linear; 2],
+        b: &Builder,
+    ) -> Self {
+        Self::of(s, Projections::Fused(Fused::new(qkv, groups)), output, b)
     }
 
     fn of(s: &SelfAttentionShape, layers: Projections, output: Linear, b: &Builder) -> Self {

@@ -35,6 +35,20 @@ impl Builder {
         Ok(self.register_bare(&path, tensor))
     }
 
+    /// A buffer of `len` numbers that nothing here reads and the model's own code wants: where the
+    /// file has it, it is written again when the model is saved.
+    ///
+    /// # Errors
+    /// When it is misshapen.
+    pub fn keep(&self, name: &str, len: usize) -> Result<()> {
+        let path = self.join(name);
+        if self.find(&path).is_some() {
+            let tensor = BaseTensor::buffer(path.clone(), &self.tensor(&path, &[len])?)?;
+            self.register_bare(&path, tensor);
+        }
+        Ok(())
+    }
+
     /// [`Builder::parameter`] of a task head: where the file lacks it, it starts at zero.
     ///
     /// # Errors

@@ -26,7 +26,7 @@ impl<'a> Rows<'a> {
 /// Keys (by rows) and values (by columns) of all key/value heads, for the forward pass.
 pub(super) struct KeysAndValues {
     pairs: Pairs,
-    lanes: Vec<u32>,
+    lanes: Scratch,
     /// Lanes of a tile of keys and of one of values.
     sizes: [usize; 2],
     kv_heads: usize,
@@ -46,7 +46,7 @@ impl KeysAndValues {
         }
         let sizes = [pairs.left_len(KEYS, shape.head_dim), pairs.left_len(shape.value_dim, KEYS)];
         let size = sizes[0] + sizes[1];
-        let mut lanes = vec![0; tiles.len() * shape.kv_heads * size];
+        let mut lanes = Scratch::take(tiles.len() * shape.kv_heads * size);
         lanes.par_chunks_mut((size * shape.kv_heads).max(1)).zip(&tiles).for_each(|(to, keys)| {
             for (kv_head, to) in to.chunks_exact_mut(size).enumerate() {
                 let (k, v) = to.split_at_mut(sizes[0]);
