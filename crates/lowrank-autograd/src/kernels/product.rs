@@ -16,6 +16,8 @@ mod element;
 mod engine;
 mod fallback;
 #[cfg(target_arch = "x86_64")]
+mod narrow;
+#[cfg(target_arch = "x86_64")]
 mod pack;
 #[cfg_attr(not(target_arch = "x86_64"), path = "product/no_pairs.rs")]
 mod pairs;

@@ -90,29 +90,55 @@ pub(crate) fn prefetch_early<T>(data: &[T], index: usize) {
     unsafe { _mm_prefetch::<_MM_HINT_T1>(data.as_ptr().wrapping_add(index).cast()) };
 }
 
+/// `eˣ` of a number up to 88, to within 2 units in the last place; 0 where the result would be near
+/// the smallest normal number (an operation whose result is subnormal takes Intel's processors a
+/// hundred times as long). NaN stays NaN.
+#[inline(always)]
+pub(crate) fn exp_or_zero(x: f32) -> f32 {
+    const SMALLEST: f32 = -87.0;
+    let (p, n) = exp_parts(if x < SMALLEST { SMALLEST } else { x });
+    if x < SMALLEST { 0.0 } else { p * power_of_two(n) }
+}
+
 /// `eˣ` to within 2 units in the last place over the whole range, subnormal results included; NaN
-/// stays NaN. Argument reduction by Cody and Waite, then a polynomial.
+/// stays NaN.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
+    // Not `clamp`, whose result for a NaN the compiler has to arrange for by itself.
+    let x = if x > 89.0 { 89.0 } else { x };
+    let (p, n) = exp_parts(if x < -104.0 { -104.0 } else { x });
+    // 2ⁿ in two factors: n runs from -150 to 128, beyond what one exponent holds.
+    let half = n >> 1;
+    p * power_of_two(half) * power_of_two(n.wrapping_sub(half))
+}
+
+/// `eˣ = p·2ⁿ`: argument reduction by Cody and Waite, then a polynomial.
+#[inline(always)]
+fn exp_parts(x: f32) -> (f32, i32) {
     const ROUND: f32 = 12_582_912.0; // 1.5·2²³: adding it rounds to an integer
     const LN2_HIGH: f32 = 0.693_359_4; // 355/512
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    // Not `clamp`, whose result for a NaN the compiler has to arrange for by itself.
-    let x = if x > 89.0 { 89.0 } else { x };
-    let x = if x < -104.0 { -104.0 } else { x };
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = (x - n * LN2_HIGH) - n * LN2_LOW;
-    let mut p = 1.987_569_1e-4;
-    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1, 0.5] {
-        p = p * r + c;
-    }
-    let p = (p * r * r + r) + 1.0;
-    // 2ⁿ in two factors: n runs from -150 to 128, beyond what one exponent holds.
+    let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, x));
+    let p = polynomial(
+        r,
+        [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1, 0.5],
+    );
     let n = shifted.to_bits().cast_signed().wrapping_sub(ROUND.to_bits().cast_signed());
-    let half = n >> 1;
-    let power = |n: i32| f32::from_bits((n.wrapping_add(127) << 23).cast_unsigned());
-    p * power(half) * power(n.wrapping_sub(half))
+    ((p * r).mul_add(r, r) + 1.0, n)
+}
+
+/// `2ⁿ` of an exponent that a normal number has.
+#[inline(always)]
+fn power_of_two(n: i32) -> f32 {
+    f32::from_bits((n.wrapping_add(127) << 23).cast_unsigned())
+}
+
+/// Horner's rule, the coefficient of the highest power first.
+#[inline(always)]
+fn polynomial<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
+    coefficients.into_iter().reduce(|sum, c| f32::mul_add(sum, x, c)).unwrap_or_default()
 }
 
 /// `1/(1 + e⁻ˣ)`.
@@ -135,11 +161,11 @@ pub(crate) fn nearest_bf16(v: f32) -> u16 {
 #[inline(always)]
 pub(crate) fn tanh(x: f32) -> f32 {
     let square = x * x;
-    let mut p = -5.704_988_7e-3;
-    for c in [2.063_909e-2, -5.373_971_5e-2, 1.333_144_2e-1, -3.333_328e-1] {
-        p = p * square + c;
-    }
-    let near = x + x * square * p;
+    let p = polynomial(
+        square,
+        [-5.704_988_7e-3, 2.063_909e-2, -5.373_971_5e-2, 1.333_144_2e-1, -3.333_328e-1],
+    );
+    let near = (x * square).mul_add(p, x);
     let far = (1.0 - 2.0 / (exp(2.0 * x.abs()) + 1.0)).copysign(x);
     if x.abs() < 0.625 { near } else { far }
 }
@@ -166,6 +192,19 @@ mod tests {
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp(f32::INFINITY), f32::INFINITY);
         assert_eq!(exp(0.0), 1.0);
+    }
+
+    #[test]
+    fn exp_or_zero_is_exp_down_to_the_smallest_normal_number() {
+        for bits in (0..=u32::MAX).step_by(997) {
+            let x = f32::from_bits(bits);
+            if x.is_nan() {
+                assert!(exp_or_zero(x).is_nan(), "exp({x})");
+            } else if x <= 88.0 {
+                let want = if x < -87.0 { 0.0 } else { exp(x) };
+                assert_eq!(exp_or_zero(x), want, "exp({x})");
+            }
+        }
     }
 
     #[test]

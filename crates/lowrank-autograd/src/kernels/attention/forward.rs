@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{
     SoftmaxRow,
     head::{Head, Tile, lanes},
-    pairs::{PackedHead, untranspose},
+    pairs::PackedHead,
     scratch::Scratch,
     softmax::{self, LANES, Running},
     tile::{Left, Size, multiply},
@@ -79,8 +79,11 @@ impl Head<'_> {
         let dim = shape.value_dim;
         let queries = packed.queries(self, rows);
         scratch.begin_softmax(lanes);
-        scratch.transposed.filled(dim * lanes, 0.0);
-        for (i, tile) in self.tiles(rows, 0..usize::MAX).enumerate() {
+        let mut tiles = self.tiles(rows, 0..usize::MAX).peekable();
+        if tiles.peek().is_none() {
+            scratch.transposed.filled(dim * lanes, 0.0);
+        }
+        for (i, tile) in tiles.enumerate() {
             packed.scores(&tile, shape.head_dim, &queries, scratch.scores.room(tile.len()));
             self.advance(&tile, dropout, scratch);
             let output = scratch.transposed.room(dim * lanes);
@@ -91,7 +94,7 @@ impl Head<'_> {
             packed.output(&tile, dim, scratch.scores.room(tile.len()), i > 0, output);
         }
         let output = scratch.rows.room(rows.len() * dim);
-        untranspose(scratch.transposed.room(dim * lanes), lanes, dim, output);
+        packed.untranspose(scratch.transposed.room(dim * lanes), lanes, dim, output);
     }
 
     /// Turns a tile's products into probabilities over all keys so far.

@@ -97,6 +97,11 @@ impl PackedHead<'_> {
         self.of.pairs.multiply(&self.begun, scores, tile.lanes(), false, size, factors);
     }
 
+    /// `[dim, lanes]` to `[rows, dim]`.
+    pub(super) fn untranspose(&self, from: &[f32], lanes: usize, dim: usize, to: &mut [f32]) {
+        untranspose(self.of.pairs, from, lanes, dim, to);
+    }
+
     /// `output [+]= valuesᵀ·p`, `[dim, lanes]`.
     pub(super) fn output(&self, tile: &Tile, dim: usize, p: &[f32], keep: bool, to: &mut [f32]) {
         let (keys, lanes) = (tile.keys.len(), tile.lanes());
@@ -104,6 +109,12 @@ impl PackedHead<'_> {
         let factors = [self.tile(tile).1, &p];
         self.of.pairs.multiply(&self.begun, to, lanes, keep, [dim, lanes, keys], factors);
     }
+}
+
+/// `[dim, lanes]` to `[rows, dim]`.
+fn untranspose(pairs: Pairs, from: &[f32], lanes: usize, dim: usize, to: &mut [f32]) {
+    let rows = to.len() / dim.max(1);
+    pairs.transpose(View::strided(from, dim, rows, lanes, 1), to);
 }
 
 /// Packs `[inner, columns]`, of which fewer columns may exist.
@@ -188,6 +199,11 @@ impl PackedGroup {
         multiply(dp, dv, [values, &block.dy_t]);
     }
 
+    /// `[dim, lanes]` to `[rows, dim]`.
+    pub(super) fn untranspose(&self, from: &[f32], lanes: usize, dim: usize, to: &mut [f32]) {
+        untranspose(self.pairs, from, lanes, dim, to);
+    }
+
     /// `to [+]= keysᵀ·ds`, `[dim, lanes]`.
     pub(super) fn queries(&self, tile: &Tile, dim: usize, ds: &[f32], keep: bool, to: &mut [f32]) {
         let (keys, lanes) = (tile.keys.len(), tile.lanes());
@@ -212,11 +228,4 @@ pub(super) struct PackedBlock {
     pub(super) queries: Scratch,
     pub(super) dy: Scratch,
     dims: [usize; 2],
-}
-
-/// `[dim, lanes]` to `[rows, dim]`.
-pub(super) fn untranspose(from: &[f32], lanes: usize, dim: usize, to: &mut [f32]) {
-    for (column, from) in from.chunks_exact(lanes).enumerate() {
-        to.iter_mut().skip(column).step_by(dim).zip(from).for_each(|(to, x)| *to = *x);
-    }
 }

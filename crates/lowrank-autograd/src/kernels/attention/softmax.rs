@@ -2,7 +2,7 @@
 //! one query row in each lane, so that maxima and sums of a query's scores need no shuffling.
 
 use super::tile::Rows;
-use crate::kernels::simd::{exp, tanh, vectorized};
+use crate::kernels::simd::{exp_or_zero, tanh, vectorized};
 
 /// Query rows are filled up to a multiple of this: the lanes of the widest vector.
 pub(super) const LANES: usize = 16;
@@ -24,38 +24,58 @@ vectorized! {
     pub(super) fn advance(scores: &mut [f32], running: Running<'_>) {
         let groups = running.max.len() / LANES;
         let tile = scores.as_chunks_mut::<LANES>().0;
+        let keys = tile.len() / groups.max(1);
         let max = running.max.as_chunks_mut::<LANES>().0.iter_mut();
         let sum = running.sum.as_chunks_mut::<LANES>().0.iter_mut();
         let keep = running.keep.as_chunks_mut::<LANES>().0.iter_mut();
         for (group, ((max, sum), keep)) in max.zip(sum).zip(keep).enumerate() {
             let before = *max;
-            for s in tile.iter().skip(group).step_by(groups) {
-                for i in 0..LANES {
-                    max[i] = if s[i] > max[i] { s[i] } else { max[i] };
-                }
-            }
-            let shift = max.map(|m| if m == f32::NEG_INFINITY { 0.0 } else { m });
+            let largest = largest(tile, group, groups, keys, before);
+            let shift = largest.map(|m| if m == f32::NEG_INFINITY { 0.0 } else { m });
             let mut added = [0.0; LANES];
-            for s in tile.iter_mut().skip(group).step_by(groups) {
+            for key in 0..keys {
+                let s = &mut tile[key * groups + group];
                 for i in 0..LANES {
-                    s[i] = exp(s[i] - shift[i]);
+                    s[i] = exp_or_zero(s[i] - shift[i]);
+                }
+                for i in 0..LANES {
                     added[i] += s[i];
                 }
             }
             let mut inverse = [0.0; LANES];
             for i in 0..LANES {
-                let old = sum[i] * exp(before[i] - shift[i]);
+                let old = sum[i] * exp_or_zero(before[i] - shift[i]);
                 sum[i] = old + added[i];
                 inverse[i] = if sum[i] == 0.0 { 0.0 } else { 1.0 / sum[i] };
                 keep[i] = old * inverse[i];
             }
-            for s in tile.iter_mut().skip(group).step_by(groups) {
+            *max = largest;
+            for key in 0..keys {
+                let s = &mut tile[key * groups + group];
                 for i in 0..LANES {
                     s[i] *= inverse[i];
                 }
             }
         }
     }
+}
+
+/// The largest score of each lane of a group; a NaN never counts as larger.
+#[inline(always)]
+fn largest(
+    tile: &[[f32; LANES]],
+    group: usize,
+    groups: usize,
+    keys: usize,
+    mut max: [f32; LANES],
+) -> [f32; LANES] {
+    for key in 0..keys {
+        let s = &tile[key * groups + group];
+        for i in 0..LANES {
+            max[i] = if s[i] > max[i] { s[i] } else { max[i] };
+        }
+    }
+    max
 }
 
 /// What the backward pass knows of each query row, in whole groups of lanes.
@@ -85,22 +105,25 @@ vectorized! {
         let inverse = known.inverse.as_chunks::<LANES>().0.iter();
         let dot = known.dot.as_chunks::<LANES>().0.iter();
         for (group, ((max, inverse), dot)) in max.zip(inverse).zip(dot).enumerate() {
-            let lanes = tile.iter_mut().zip(slopes.iter_mut()).skip(group).step_by(groups);
-            if factors.is_empty() {
-                for (s, d) in lanes {
-                    for i in 0..LANES {
-                        s[i] = exp(s[i] - max[i]) * inverse[i];
-                        d[i] = s[i] * (d[i] - dot[i]);
+            for at in (group..tile.len()).step_by(groups) {
+                let (mut p, mut ds) = (tile[at], slopes[at]);
+                for i in 0..LANES {
+                    p[i] = exp_or_zero(p[i] - max[i]) * inverse[i];
+                }
+                match factors.get(at) {
+                    None => {
+                        for i in 0..LANES {
+                            ds[i] = p[i] * (ds[i] - dot[i]);
+                        }
+                    }
+                    Some(f) => {
+                        for i in 0..LANES {
+                            ds[i] = p[i] * (ds[i] * f[i] - dot[i]);
+                            p[i] *= f[i];
+                        }
                     }
                 }
-            } else {
-                for ((s, d), f) in lanes.zip(factors.iter().skip(group).step_by(groups)) {
-                    for i in 0..LANES {
-                        let p = exp(s[i] - max[i]) * inverse[i];
-                        s[i] = p * f[i];
-                        d[i] = p * (d[i] * f[i] - dot[i]);
-                    }
-                }
+                (tile[at], slopes[at]) = (p, ds);
             }
         }
     }
@@ -181,7 +204,7 @@ vectorized! {
         let mut sums = [0.0; LANES];
         for scores in scores.chunks_mut(LANES) {
             for (sum, s) in sums.iter_mut().zip(scores) {
-                *s = exp(*s - shift);
+                *s = exp_or_zero(*s - shift);
                 *sum += *s;
             }
         }

@@ -13,6 +13,7 @@ use std::{
 use super::{
     element::Lines,
     engine::Engine,
+    narrow,
     pack::{self, Strip},
     scratch::Scratch,
     tile::{Place, Run, put_row, transpose_avx512},
@@ -77,13 +78,10 @@ pub(crate) fn pack_left(engine: Engine, from: Lines<'_, f32>, strip: Strip, out:
     if from.step_stride != 1 {
         return pack_across(engine, from, strip, out);
     }
-    for line in 0..strip.lines {
-        let to = out.as_chunks_mut::<STEPS>().0.iter_mut().skip(line).step_by(ROWS);
-        let at = (strip.first_line + line) * from.line_stride + strip.first;
-        let source = from.data.get(at..at + strip.len).unwrap_or_default();
-        // SAFETY: a machine with tiles of bf16 converts to bf16.
-        unsafe { narrow_line(source, strip.scale, to) };
-    }
+    let first = strip.first_line * from.line_stride + strip.first;
+    let lines = from.data.get(first..).unwrap_or_default().chunks(from.line_stride.max(strip.len));
+    // SAFETY: a machine with tiles of bf16 converts to bf16.
+    unsafe { narrow::lines::<ROWS>(lines.take(strip.lines), strip.len, strip.scale, out) };
 }
 
 /// The same where steps, or neither, lie contiguous: packs as for the right factor, and transposes.
@@ -95,28 +93,12 @@ fn pack_across(engine: Engine, from: Lines<'_, f32>, strip: Strip, out: &mut [u3
     let tiles = lanes.chunks_exact(STEPS * ROWS).zip(out.chunks_exact_mut(STEPS * ROWS));
     for (from, to) in tiles {
         for half in [0, 16] {
-            let block = std::array::from_fn(|step| {
-                std::array::from_fn(|line| from[step * ROWS + half + line])
-            });
+            let mut block = [[0; 16]; STEPS];
+            for (to, from) in block.iter_mut().zip(from.chunks_exact(ROWS)) {
+                to.copy_from_slice(&from[half..half + 16]);
+            }
             // SAFETY: the target has 16 lines of 16 steps from this half on, and the machine AVX-512.
             unsafe { transpose_avx512(&block, to[half * STEPS..].as_mut_ptr(), STEPS, STEPS) };
-        }
-    }
-}
-
-/// Rounds a line to pairs of bf16, 16 at a time, with zeros after it.
-#[target_feature(enable = "avx512f,avx512bf16")]
-fn narrow_line<'o>(from: &[f32], scale: f32, to: impl Iterator<Item = &'o mut [u32; STEPS]>) {
-    let scale = _mm512_set1_ps(scale);
-    let chunks = from.chunks(2 * STEPS).chain(std::iter::repeat(&[][..]));
-    for (to, chunk) in to.zip(chunks) {
-        let mask = (u64::from(u32::MAX) >> (2 * STEPS - chunk.len())) as u32;
-        // SAFETY: the masks keep loads inside the chunk; a chunk of the target is one vector.
-        unsafe {
-            let low = _mm512_maskz_loadu_ps(mask as u16, chunk.as_ptr());
-            let high = _mm512_maskz_loadu_ps((mask >> 16) as u16, chunk.as_ptr().wrapping_add(16));
-            let pairs = _mm512_cvtne2ps_pbh(_mm512_mul_ps(high, scale), _mm512_mul_ps(low, scale));
-            to.as_mut_ptr().cast::<__m512bh>().write_unaligned(pairs);
         }
     }
 }
@@ -157,9 +139,9 @@ pub(crate) unsafe fn amx(main: Run, tail: Run, place: Place) {
         let alone = tail.steps == 0 && (place.bias.is_null() || !place.add);
         if whole && alone {
             let begin = match (place.add, place.bias.is_null()) {
-                (true, _) => Start { at: place.to, stride: place.row_stride },
-                (_, false) => Start { at: place.bias, stride: 0 },
-                _ => Start::ZERO,
+                (true, _) => Start::At(place.to, place.row_stride),
+                (_, false) => Start::At(place.bias, 0),
+                _ => Start::Zero,
             };
             for row in 0..ROWS {
                 let to = place.to.wrapping_add(row * place.row_stride);
@@ -170,7 +152,7 @@ pub(crate) unsafe fn amx(main: Run, tail: Run, place: Place) {
         }
         let mut sums = MaybeUninit::<Sums>::uninit();
         let sums = sums.as_mut_ptr().cast::<f32>();
-        multiply(main, Start::ZERO, sums, ROWS);
+        multiply(main, Start::Zero, sums, ROWS);
         for row in 0..place.rows {
             put_row(&place, row, sums.add(row * ROWS), tail);
         }
@@ -180,33 +162,37 @@ pub(crate) unsafe fn amx(main: Run, tail: Run, place: Place) {
 #[repr(align(64))]
 struct Sums([f32; ROWS * ROWS]);
 
-/// What sums begin with: 32 rows of 32 elements, `stride` apart.
+/// What sums begin with.
 #[derive(Clone, Copy)]
-struct Start {
-    at: *const f32,
-    stride: usize,
+enum Start {
+    Zero,
+    /// 32 rows of 32 elements, so many from one to the next.
+    At(*const f32, usize),
 }
-
-impl Start {
-    /// One row of zeros, read 32 times.
-    const ZERO: Self = Self { at: &raw const ZEROS.0 as *const f32, stride: 0 };
-}
-
-#[repr(align(64))]
-struct Row([f32; ROWS]);
-
-static ZEROS: Row = Row([0.0; ROWS]);
 
 /// Multiplies two panels into 32 rows of 32 elements, `stride` apart.
 unsafe fn multiply(of: Run, start: Start, to: *mut f32, stride: usize) {
+    let (start, start_stride) = match start {
+        Start::Zero => (std::ptr::null(), 0),
+        Start::At(at, stride) => (at, stride),
+    };
     // SAFETY: the panels hold `steps / 16` tiles of 2048 bytes; four tiles are read where the
     // caller has a start, and stored where it has room.
     unsafe {
         asm!(
+            "test {start}, {start}",
+            "jz 4f",
             "tileloadd tmm0, [{start} + {start_row} * 1]",
             "tileloadd tmm1, [{start} + {start_row} * 1 + 64]",
             "tileloadd tmm2, [{start_below} + {start_row} * 1]",
             "tileloadd tmm3, [{start_below} + {start_row} * 1 + 64]",
+            "jmp 5f",
+            "4:",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "5:",
             "test {n}, {n}",
             "jz 3f",
             "2:",
@@ -227,9 +213,9 @@ unsafe fn multiply(of: Run, start: Start, to: *mut f32, stride: usize) {
             "tilestored [{to} + {to_row} * 1 + 64], tmm1",
             "tilestored [{below} + {to_row} * 1], tmm2",
             "tilestored [{below} + {to_row} * 1 + 64], tmm3",
-            start = in(reg) start.at,
-            start_below = in(reg) start.at.wrapping_add(16 * start.stride),
-            start_row = in(reg) 4 * start.stride,
+            start = in(reg) start,
+            start_below = in(reg) start.wrapping_add(16 * start_stride),
+            start_row = in(reg) 4 * start_stride,
             a = inout(reg) of.a => _,
             b = inout(reg) of.b => _,
             n = inout(reg) of.steps / STEPS => _,
@@ -259,7 +245,7 @@ pub(crate) unsafe fn spin(steps: usize) {
     // 24 vectors of 16 products a step there, 32³ a turn here.
     for _ in 0..steps * 24 / 2048 {
         // SAFETY: the panel holds two tiles of either side, the buffer a result.
-        unsafe { multiply(run, Start::ZERO, sums.0.as_mut_ptr(), ROWS) };
+        unsafe { multiply(run, Start::Zero, sums.0.as_mut_ptr(), ROWS) };
     }
     std::hint::black_box(&sums.0);
 }

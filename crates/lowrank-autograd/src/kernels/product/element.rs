@@ -11,6 +11,10 @@ pub(crate) trait Element: Copy + Sync + 'static {
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only packing narrows"))]
     /// The nearest bf16 of each scaled element, as bits, as far as `from` goes.
     fn narrow(from: &[Self], scale: f32, to: &mut [u16]);
+    /// These very elements, if they are f32.
+    fn as_f32(_from: &[Self]) -> Option<&[f32]> {
+        None
+    }
 }
 
 impl Element for f32 {
@@ -22,6 +26,11 @@ impl Element for f32 {
     #[inline(always)]
     fn narrow(from: &[Self], scale: f32, to: &mut [u16]) {
         to.iter_mut().zip(from).for_each(|(to, from)| *to = nearest_bf16(scale * from));
+    }
+
+    #[inline(always)]
+    fn as_f32(from: &[Self]) -> Option<&[f32]> {
+        Some(from)
     }
 }
 
@@ -68,4 +77,12 @@ pub(crate) struct Lines<'a, T> {
     pub(crate) line_stride: usize,
     /// From one step of the inner dimension to the next.
     pub(crate) step_stride: usize,
+}
+
+impl<'a, T: Element> Lines<'a, T> {
+    /// The same, if they are f32.
+    pub(crate) fn as_f32(self) -> Option<Lines<'a, f32>> {
+        let data = T::as_f32(self.data)?;
+        Some(Lines { data, line_stride: self.line_stride, step_stride: self.step_stride })
+    }
 }

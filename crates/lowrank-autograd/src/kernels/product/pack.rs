@@ -5,6 +5,7 @@ use super::{
     super::simd::{prefetch, prefetch_early, vectorized},
     element::{Element, Lines},
     engine::Engine,
+    narrow,
 };
 
 /// Lines and lanes of a block that is transposed in registers.
@@ -55,46 +56,72 @@ impl Strip {
 }
 
 /// Packs a strip into `out`, which has room for its steps.
+#[expect(unsafe_code, reason = "a function compiled for another instruction set")]
 pub(crate) fn pack<T: Element>(engine: Engine, from: Lines<'_, T>, strip: Strip, out: &mut [u32]) {
     let out = &mut out[..strip.steps() * strip.width];
-    match (from.step_stride, from.line_stride, strip.lanes) {
-        (1, _, lanes) => along_lines(engine, from, strip, lanes, out),
-        (_, 1, _) => across(from, strip, &mut [out]),
+    match (from.step_stride, from.line_stride, strip.lanes, from.as_f32()) {
+        // SAFETY: the machine has the instructions.
+        (1, _, Lanes::Bf16Pairs, Some(from)) if narrow::exists() => unsafe {
+            round_lines(engine, from, strip, out);
+        },
+        (1, _, lanes, _) => along_lines(engine, from, strip, lanes, out),
+        (_, 1, ..) => across(from, strip, &mut [out]),
         _ => one_by_one(from, strip, out),
     }
 }
 
 vectorized! {
-    /// Lines lie contiguous: blocks of 16 of them are transposed.
+    /// Lines lie contiguous.
     fn along_lines[T: Element](
         engine: Engine, from: Lines<'_, T>, strip: Strip, lanes: Lanes, out: &mut [u32],
     ) {
-        let per_block = BLOCK * lanes.per_step();
-        let steps = strip.steps();
-        for line in (0..strip.width).step_by(BLOCK) {
-            let width = BLOCK.min(strip.width - line);
-            let there = strip.lines.saturating_sub(line).min(width);
-            for step in (0..steps).step_by(BLOCK) {
-                let start = step * lanes.per_step();
-                let len = per_block.min(strip.len - start);
-                let mut block = Block([[0; BLOCK]; BLOCK]);
-                for (i, to) in block.0.iter_mut().enumerate().take(there) {
-                    let at = (strip.first_line + line + i) * from.line_stride + strip.first + start;
-                    // The next lines' block of these steps: it takes that long to come.
-                    prefetch_early(from.data, at + BLOCK * from.line_stride);
-                    let source = from.data.get(at..at + len).unwrap_or_default();
-                    fill(source, lanes, strip.scale, to);
-                }
-                let whole = steps - step >= BLOCK;
-                let rest = out.get_mut(step * strip.width + line..).unwrap_or_default();
-                if whole {
-                    transpose(engine, &block, rest, strip.width, width);
-                } else {
-                    let mut buffer = [0; BLOCK * BLOCK];
-                    transpose(engine, &block, &mut buffer, BLOCK, width);
-                    for (to, from) in rest.chunks_mut(strip.width).zip(buffer.chunks_exact(BLOCK)) {
-                        to[..width].copy_from_slice(&from[..width]);
-                    }
+        blocks(engine, from, strip, lanes, out, |from, to| fill(from, lanes, strip.scale, to));
+    }
+}
+
+/// The same of f32 that become pairs, by the machine's own instruction.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,avx512bf16")]
+fn round_lines(engine: Engine, from: Lines<'_, f32>, strip: Strip, out: &mut [u32]) {
+    blocks(engine, from, strip, Lanes::Bf16Pairs, out, |from, to| {
+        narrow::pairs(from, strip.scale, to);
+    });
+}
+
+/// Transposes blocks of 16 lines, each of which `fill` turns into lanes.
+#[inline(always)]
+fn blocks<T: Element>(
+    engine: Engine,
+    from: Lines<'_, T>,
+    strip: Strip,
+    lanes: Lanes,
+    out: &mut [u32],
+    fill: impl Fn(&[T], &mut [u32; BLOCK]),
+) {
+    let per_block = BLOCK * lanes.per_step();
+    let steps = strip.steps();
+    for line in (0..strip.width).step_by(BLOCK) {
+        let width = BLOCK.min(strip.width - line);
+        let there = strip.lines.saturating_sub(line).min(width);
+        for step in (0..steps).step_by(BLOCK) {
+            let start = step * lanes.per_step();
+            let len = per_block.min(strip.len - start);
+            let mut block = Block([[0; BLOCK]; BLOCK]);
+            for (i, to) in block.0.iter_mut().enumerate().take(there) {
+                let at = (strip.first_line + line + i) * from.line_stride + strip.first + start;
+                // The next lines' block of these steps: it takes that long to come.
+                prefetch_early(from.data, at + BLOCK * from.line_stride);
+                let source = from.data.get(at..at + len).unwrap_or_default();
+                fill(source, to);
+            }
+            let whole = steps - step >= BLOCK;
+            let rest = out.get_mut(step * strip.width + line..).unwrap_or_default();
+            if whole {
+                transpose(engine, &block, rest, strip.width, width);
+            } else {
+                let mut buffer = [0; BLOCK * BLOCK];
+                transpose(engine, &block, &mut buffer, BLOCK, width);
+                for (to, from) in rest.chunks_mut(strip.width).zip(buffer.chunks_exact(BLOCK)) {
+                    to[..width].copy_from_slice(&from[..width]);
                 }
             }
         }
@@ -150,10 +177,15 @@ fn transpose(engine: Engine, block: &Block, out: &mut [u32], stride: usize, widt
 
 /// Packs a strip whose steps lie contiguous over all its lines into panels of its width side by
 /// side: what is read lies in long runs. Panels are filled up with zeros.
+#[expect(unsafe_code, reason = "a function compiled for another instruction set")]
 pub(super) fn across<T: Element>(from: Lines<'_, T>, strip: Strip, panels: &mut [&mut [u32]]) {
-    match strip.lanes {
-        Lanes::F32 => copy_steps(from, strip, panels),
-        Lanes::Bf16Pairs => weave_steps(from, strip, panels),
+    match (strip.lanes, from.as_f32()) {
+        (Lanes::F32, _) => copy_steps(from, strip, panels),
+        // SAFETY: the machine has the instructions.
+        (Lanes::Bf16Pairs, Some(from)) if narrow::exists() => unsafe {
+            round_steps(from, strip, panels);
+        },
+        (Lanes::Bf16Pairs, _) => weave_steps(from, strip, panels),
     }
 }
 
@@ -161,8 +193,10 @@ pub(super) fn across<T: Element>(from: Lines<'_, T>, strip: Strip, panels: &mut 
 #[inline(always)]
 fn elements<'a, T: Element>(from: Lines<'a, T>, strip: &Strip, step: usize) -> &'a [T] {
     let at = (strip.first + step) * from.step_stride + strip.first_line;
-    for line in (0..strip.lines).step_by(64 / size_of::<T>()) {
-        prefetch(from.data, at + AHEAD * from.step_stride + line);
+    if step + AHEAD < strip.len {
+        for line in (0..strip.lines).step_by(64 / size_of::<T>()) {
+            prefetch(from.data, at + AHEAD * from.step_stride + line);
+        }
     }
     from.data.get(at..at + strip.lines).filter(|_| step < strip.len).unwrap_or_default()
 }
@@ -228,6 +262,20 @@ vectorized! {
                     }
                 }
             }
+        }
+    }
+}
+
+/// The same of f32, by the machine's own instruction.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn round_steps(from: Lines<'_, f32>, strip: Strip, panels: &mut [&mut [u32]]) {
+    let steps = panels.first().map_or(0, |panel| panel.len() / strip.width);
+    for step in 0..steps {
+        let sources =
+            [elements(from, &strip, 2 * step), elements(from, &strip, 2 * step + 1)];
+        for (i, panel) in panels.iter_mut().enumerate() {
+            let to = &mut panel[step * strip.width..][..strip.width];
+            narrow::woven(sources, i * strip.width, strip.scale, to);
         }
     }
 }

@@ -1,0 +1,94 @@
+//! Rounding f32 to pairs of bf16 with the machine's own instruction.
+
+#![expect(unsafe_code, reason = "vector instructions, which read and write through pointers")]
+
+use std::arch::x86_64::*;
+
+use crate::kernels::simd::{Level, level};
+
+/// Lanes of a vector.
+const LANES: usize = 16;
+
+/// Whether the machine has the instructions.
+pub(super) fn exists() -> bool {
+    level() == Level::Avx512 && is_x86_feature_detected!("avx512bf16")
+}
+
+/// Rounds up to 32 elements to pairs, with zeros after them.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) fn pairs(from: &[f32], scale: f32, to: &mut [u32; LANES]) {
+    round(from, 0, _mm512_set1_ps(scale), to);
+}
+
+/// Rounds the first `len` elements of lines to pairs: `to` holds vector after vector of the pairs of
+/// `HEIGHT` lines, with zeros after a line's end.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) fn lines<'a, const HEIGHT: usize>(
+    lines: impl Iterator<Item = &'a [f32]>,
+    len: usize,
+    scale: f32,
+    to: &mut [u32],
+) {
+    let scale = _mm512_set1_ps(scale);
+    let to = to.as_chunks_mut::<LANES>().0;
+    for (i, line) in lines.enumerate() {
+        let line = line.get(..len).unwrap_or_default();
+        for (part, to) in to.chunks_exact_mut(HEIGHT).enumerate() {
+            round(line, part * 2 * LANES, scale, &mut to[i]);
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn round(from: &[f32], first: usize, scale: __m512, to: &mut [u32; LANES]) {
+    let high = load(from, first + LANES, scale);
+    let pairs = _mm512_cvtne2ps_pbh(high, load(from, first, scale));
+    // SAFETY: the target is one vector.
+    unsafe { to.as_mut_ptr().cast::<__m512bh>().write_unaligned(pairs) };
+}
+
+/// Rounds two rows from their element `first` on and weaves them, the first row's elements into
+/// the low halves; zeros where a row ends before `to`.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(super) fn woven([low, high]: [&[f32]; 2], first: usize, scale: f32, to: &mut [u32]) {
+    let scale = _mm512_set1_ps(scale);
+    for (i, to) in to.chunks_mut(LANES).enumerate() {
+        let at = first + i * LANES;
+        let pairs = _mm512_cvtne2ps_pbh(load(high, at, scale), load(low, at, scale));
+        // SAFETY: vectors of the same size.
+        let pairs = unsafe { std::mem::transmute::<__m512bh, __m512i>(pairs) };
+        let pairs = _mm512_permutexvar_epi16(weaving(), pairs);
+        // SAFETY: the mask keeps the store inside the chunk.
+        unsafe { _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), mask(to.len()), pairs) };
+    }
+}
+
+/// An element of the first half, then one of the second.
+#[target_feature(enable = "avx512f")]
+fn weaving() -> __m512i {
+    const ORDER: [u16; 2 * LANES] = {
+        let mut order = [0; 2 * LANES];
+        let mut i = 0;
+        while i < order.len() {
+            order[i] = (i / 2 + i % 2 * LANES) as u16;
+            i += 1;
+        }
+        order
+    };
+    // SAFETY: an array of a vector's size.
+    unsafe { _mm512_loadu_si512(ORDER.as_ptr().cast()) }
+}
+
+/// A vector of scaled elements from `first` on, with zeros after the end.
+#[target_feature(enable = "avx512f")]
+fn load(from: &[f32], first: usize, scale: __m512) -> __m512 {
+    let rest = from.get(first..).unwrap_or_default();
+    // SAFETY: the mask keeps the load inside the slice.
+    let loaded = unsafe { _mm512_maskz_loadu_ps(mask(rest.len()), rest.as_ptr()) };
+    _mm512_mul_ps(loaded, scale)
+}
+
+/// The first `len` lanes.
+fn mask(len: usize) -> u16 {
+    if len < LANES { (1 << len) - 1 } else { u16::MAX }
+}
