@@ -9,9 +9,11 @@ use half::bf16;
 use crate::{
     Result, Value,
     kernels::{
+        F32,
         elementwise::{narrowed, widened},
         tensor,
     },
+    weight::Elements,
 };
 
 /// Where the bf16 version of a value is put once an operation keeps it; all that do share it.
@@ -36,6 +38,17 @@ impl Kept {
         }
     }
 
+    /// Its elements as they lie, for a kernel that reads them in pieces.
+    ///
+    /// # Errors
+    /// When they aren't contiguous f32 on the CPU.
+    pub(crate) fn read(&self, op: &'static str) -> Result<Read<'_>> {
+        match self {
+            Self::Whole(tensor) => Ok(Read::Whole(F32::of(op, tensor)?)),
+            Self::Half { elements, .. } => Ok(Read::Half(elements)),
+        }
+    }
+
     /// The tensor in f32.
     ///
     /// # Errors
@@ -44,6 +57,21 @@ impl Kept {
         match self {
             Self::Whole(tensor) => Ok(tensor.clone()),
             Self::Half { elements, shape } => tensor(widened(elements), shape),
+        }
+    }
+}
+
+/// The elements of a kept tensor, borrowed.
+pub(crate) enum Read<'a> {
+    Whole(F32<'a>),
+    Half(&'a [bf16]),
+}
+
+impl Read<'_> {
+    pub(crate) fn elements(&self) -> Elements<'_> {
+        match self {
+            Self::Whole(elements) => Elements::F32(elements),
+            Self::Half(elements) => Elements::Bf16(elements),
         }
     }
 }

@@ -3,10 +3,11 @@
 
 use super::{
     buffer::{PIECE, filled, filled_pair},
+    elementwise::piece,
     rows::gather,
     simd::{exp, sigmoid, tanh, vectorized},
 };
-use crate::ops::Activation;
+use crate::{ops::Activation, weight::Elements};
 
 /// A function and its derivative, as a type: a loop over it is compiled for it alone.
 trait Curve {
@@ -47,7 +48,7 @@ pub(crate) fn activation(f: Activation, x: &[f32]) -> Vec<f32> {
 }
 
 /// `dy·f'(x)`.
-pub(crate) fn activation_gradient(f: Activation, x: &[f32], dy: &[f32]) -> Vec<f32> {
+pub(crate) fn activation_gradient(f: Activation, x: Elements<'_>, dy: &[f32]) -> Vec<f32> {
     vectorized! {
         fn run[C: Curve](dx: &mut [f32], x: &[f32], dy: &[f32], _curve: C) {
             for (dx, (x, dy)) in dx.iter_mut().zip(x.iter().zip(dy)) {
@@ -56,8 +57,8 @@ pub(crate) fn activation_gradient(f: Activation, x: &[f32], dy: &[f32]) -> Vec<f
         }
     }
     with_curve!(f, C => filled(x.len(), PIECE, |i, dx| {
-        let range = i..i + dx.len();
-        run(dx, &x[range.clone()], &dy[range], C {});
+        let (range, mut room) = (i..i + dx.len(), Vec::new());
+        run(dx, piece(x, range.clone(), &mut room), &dy[range], C {});
     }))
 }
 
@@ -88,10 +89,10 @@ vectorized! {
 }
 
 /// `f(g)·u`. It is the gradient with respect to `u` as well, if `u` is that of the result.
-pub(crate) fn gated(f: Activation, g: &[f32], u: &[f32]) -> Vec<f32> {
+pub(crate) fn gated(f: Activation, g: Elements<'_>, u: &[f32]) -> Vec<f32> {
     with_curve!(f, C => filled(g.len(), PIECE, |i, y| {
-        let range = i..i + y.len();
-        gate(y, &g[range.clone()], &u[range], C {});
+        let (range, mut room) = (i..i + y.len(), Vec::new());
+        gate(y, piece(g, range.clone(), &mut room), &u[range], C {});
     }))
 }
 
@@ -106,20 +107,21 @@ pub(crate) fn gated_halves(f: Activation, x: &[f32], n: usize, d: usize) -> Vec<
 /// Gradient of [`gated_halves`].
 pub(crate) fn gated_halves_gradient(
     f: Activation,
-    x: &[f32],
+    x: Elements<'_>,
     dy: &[f32],
     n: usize,
     d: usize,
 ) -> Vec<f32> {
     with_curve!(f, C => gather(n, 2 * d, |i, dx| {
-        let (g, u) = x[i * 2 * d..][..2 * d].split_at(d);
+        let mut room = Vec::new();
+        let (g, u) = piece(x, i * 2 * d..(i + 1) * 2 * d, &mut room).split_at(d);
         let (dg, du) = dx.split_at_mut(d);
         gate_gradients(dg, du, g, u, &dy[i * d..][..d], C {});
     }))
 }
 
 /// Gradient of [`gated`] with respect to `g`: `dy·u·f'(g)`.
-pub(crate) fn gate_gradient(f: Activation, g: &[f32], u: &[f32], dy: &[f32]) -> Vec<f32> {
+pub(crate) fn gate_gradient(f: Activation, [g, u]: [Elements<'_>; 2], dy: &[f32]) -> Vec<f32> {
     vectorized! {
         fn run[C: Curve](dg: &mut [f32], g: &[f32], u: &[f32], dy: &[f32], _curve: C) {
             for ((dg, dy), (g, u)) in dg.iter_mut().zip(dy).zip(g.iter().zip(u)) {
@@ -128,16 +130,24 @@ pub(crate) fn gate_gradient(f: Activation, g: &[f32], u: &[f32], dy: &[f32]) -> 
         }
     }
     with_curve!(f, C => filled(g.len(), PIECE, |i, dg| {
-        let range = i..i + dg.len();
-        run(dg, &g[range.clone()], &u[range.clone()], &dy[range], C {});
+        let (range, mut rooms) = (i..i + dg.len(), [Vec::new(), Vec::new()]);
+        let [for_g, for_u] = &mut rooms;
+        let (g, u) = (piece(g, range.clone(), for_g), piece(u, range.clone(), for_u));
+        run(dg, g, u, &dy[range], C {});
     }))
 }
 
 /// Gradients of [`gated`] with respect to `g` and `u`, in one pass.
-pub(crate) fn gated_gradients(f: Activation, g: &[f32], u: &[f32], dy: &[f32]) -> [Vec<f32>; 2] {
+pub(crate) fn gated_gradients(
+    f: Activation,
+    [g, u]: [Elements<'_>; 2],
+    dy: &[f32],
+) -> [Vec<f32>; 2] {
     with_curve!(f, C => filled_pair(g.len(), PIECE / 2, |i, dg, du| {
-        let range = i..i + dg.len();
-        gate_gradients(dg, du, &g[range.clone()], &u[range.clone()], &dy[range], C {});
+        let (range, mut rooms) = (i..i + dg.len(), [Vec::new(), Vec::new()]);
+        let [for_g, for_u] = &mut rooms;
+        let (g, u) = (piece(g, range.clone(), for_g), piece(u, range.clone(), for_u));
+        gate_gradients(dg, du, g, u, &dy[range], C {});
     }))
 }
 

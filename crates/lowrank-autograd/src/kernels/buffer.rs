@@ -18,11 +18,11 @@ pub(crate) fn piece_rows(columns: usize) -> usize {
 
 /// A new buffer of `len` elements in pieces of `piece`, the last of which may be shorter. `fill` is
 /// given the index of each piece's first element, and the piece, which is zero.
-pub(crate) fn filled(
+pub(crate) fn filled<T: Copy + Default + Send>(
     len: usize,
     piece: usize,
-    fill: impl Fn(usize, &mut [f32]) + Sync,
-) -> Vec<f32> {
+    fill: impl Fn(usize, &mut [T]) + Sync,
+) -> Vec<T> {
     let piece = piece.max(1);
     let mut buffer = Vec::with_capacity(len);
     let slots = pieces(&mut buffer, len, piece).enumerate();
@@ -43,21 +43,21 @@ pub(crate) fn filled_pair(
     [finish(first, len), finish(second, len)]
 }
 
-type Slots<'a> = rayon::slice::ChunksMut<'a, MaybeUninit<f32>>;
+type Slots<'a, T> = rayon::slice::ChunksMut<'a, MaybeUninit<T>>;
 
-fn pieces(buffer: &mut Vec<f32>, len: usize, piece: usize) -> Slots<'_> {
+fn pieces<T: Send>(buffer: &mut Vec<T>, len: usize, piece: usize) -> Slots<'_, T> {
     buffer.spare_capacity_mut()[..len].par_chunks_mut(piece)
 }
 
 #[expect(unsafe_code, reason = "memory that has just been written becomes a slice of numbers")]
-fn zeroed(slots: &mut [MaybeUninit<f32>]) -> &mut [f32] {
-    slots.fill(MaybeUninit::new(0.0));
+fn zeroed<T: Copy + Default>(slots: &mut [MaybeUninit<T>]) -> &mut [T] {
+    slots.fill(MaybeUninit::new(T::default()));
     // SAFETY: every slot has been written by the line above.
     unsafe { slots.assume_init_mut() }
 }
 
 #[expect(unsafe_code, reason = "a buffer's length is set once all of it has been written")]
-fn finish(mut buffer: Vec<f32>, len: usize) -> Vec<f32> {
+fn finish<T>(mut buffer: Vec<T>, len: usize) -> Vec<T> {
     debug_assert!(buffer.is_empty() && buffer.capacity() >= len);
     // SAFETY: the capacity is at least `len`, and `pieces` has cut all of the first `len` slots
     // into pieces, each of which `zeroed` has written.

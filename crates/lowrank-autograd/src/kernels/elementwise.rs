@@ -1,5 +1,7 @@
 //! Sums, scalings and their like over whole tensors.
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Tensor};
 use half::bf16;
 use rayon::prelude::*;
@@ -7,9 +9,10 @@ use rayon::prelude::*;
 use super::{
     F32,
     buffer::{PIECE, filled, piece_rows},
+    product::Element,
     simd::{nearest_bf16, vectorized},
 };
-use crate::Result;
+use crate::{Result, weight::Elements};
 
 /// Partial sums that a sum over a row is made of, so that it can be vectorized.
 const LANES: usize = 32;
@@ -52,9 +55,7 @@ pub(crate) fn narrowed(x: &[f32]) -> Vec<bf16> {
             }
         }
     }
-    let mut y = vec![bf16::ZERO; x.len()];
-    y.par_chunks_mut(PIECE).zip(x.par_chunks(PIECE)).for_each(|(y, x)| run(y, x));
-    y
+    filled(x.len(), PIECE, |start, y| run(y, &x[start..start + y.len()]))
 }
 
 /// Every element in f32.
@@ -67,6 +68,26 @@ pub(crate) fn widened(x: &[bf16]) -> Vec<f32> {
         }
     }
     filled(x.len(), PIECE, |start, y| run(y, &x[start..start + y.len()]))
+}
+
+/// Some of the elements in f32, in `room` if they aren't f32 where they lie.
+pub(crate) fn piece<'p>(
+    of: Elements<'p>,
+    range: Range<usize>,
+    room: &'p mut Vec<f32>,
+) -> &'p [f32] {
+    vectorized! {
+        fn widen[T: Element](room: &mut Vec<f32>, from: &[T]) {
+            room.resize(from.len(), 0.0);
+            T::widen(from, 1.0, room);
+        }
+    }
+    match of {
+        Elements::F32(x) => return &x[range],
+        Elements::Bf16(x) => widen(room, &x[range]),
+        Elements::F16(x) => widen(room, &x[range]),
+    }
+    room
 }
 
 /// [`zip`] of two f32 tensors of one shape.

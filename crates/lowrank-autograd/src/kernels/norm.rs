@@ -3,9 +3,10 @@
 
 use super::{
     buffer::{filled, piece_rows},
-    elementwise::{lanes_sum, lanes_sums, row_sums},
+    elementwise::{lanes_sum, lanes_sums, piece, row_sums},
     simd::vectorized,
 };
+use crate::weight::Elements;
 
 /// Which mean is subtracted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +84,7 @@ pub(crate) fn forward(
 /// `dx = inverse·(g - mean(g) - n·mean(g·n))`, the first mean only where one was subtracted.
 pub(crate) fn input_gradient(
     dy: &[f32],
-    x: &[f32],
+    x: Elements<'_>,
     columns: usize,
     weight: &[f32],
     eps: f64,
@@ -113,15 +114,16 @@ pub(crate) fn input_gradient(
         }
     }
     filled(x.len(), piece_rows(columns) * columns, |start, dx| {
-        let range = start..start + dx.len();
-        run(dx, &dy[range.clone()], &x[range], weight, eps, center);
+        let (range, mut room) = (start..start + dx.len(), Vec::new());
+        let x = piece(x, range.clone(), &mut room);
+        run(dx, &dy[range], x, weight, eps, center);
     })
 }
 
 /// Gradient with respect to the weight: `Σ dy·(x - mean)·inverse` over the rows.
 pub(crate) fn weight_gradient(
     dy: &[f32],
-    x: &[f32],
+    x: Elements<'_>,
     columns: usize,
     eps: f64,
     center: Center,
@@ -137,6 +139,7 @@ pub(crate) fn weight_gradient(
         }
     }
     row_sums(x.len(), columns, |start, end, dw| {
-        run(dw, &dy[start..end], &x[start..end], eps, center);
+        let mut room = Vec::new();
+        run(dw, &dy[start..end], piece(x, start..end, &mut room), eps, center);
     })
 }

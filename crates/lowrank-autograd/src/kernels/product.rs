@@ -29,6 +29,7 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 mod tile;
 
+pub(crate) use element::Element;
 use engine::Engine;
 pub(crate) use pairs::{Begun, Pairs};
 pub(crate) use scratch::Scratch;

@@ -8,6 +8,7 @@ use crate::{
     kept::Kept,
     kernels::{F32, activation as kernel, check_dims, dims2, tensor},
     profile,
+    weight::Elements,
 };
 
 /// An activation function, under the names of transformers' `ACT2FN`.
@@ -61,9 +62,10 @@ pub fn activation(x: &Value, f: Activation) -> Result<Value> {
     Ok(Value::record(OP, y, [x], |_| {
         let kept = Kept::of(x, &x_data, &elements);
         move |dy: Tensor| {
-            let (dy, x_data) = (dy.contiguous()?, kept.tensor()?);
-            let dx = kernel::activation_gradient(f, &F32::of(OP, &x_data)?, &F32::of(OP, &dy)?);
-            Ok([Some(tensor(dx, x_data.dims())?)])
+            let dy = dy.contiguous()?;
+            let x = kept.read(OP)?;
+            let dx = kernel::activation_gradient(f, x.elements(), &F32::of(OP, &dy)?);
+            Ok([Some(tensor(dx, dy.dims())?)])
         }
     }))
 }
@@ -78,23 +80,22 @@ pub fn gated(gate: &Value, up: &Value, f: Activation) -> Result<Value> {
     check_dims(OP, "the second operand", up.data(), gate.dims())?;
     let (g_data, u_data) = (gate.data().contiguous()?, up.data().contiguous()?);
     let (g, u) = (F32::of(OP, &g_data)?, F32::of(OP, &u_data)?);
-    let y = kernel::gated(f, &g, &u);
+    let y = kernel::gated(f, Elements::F32(&g), &u);
     Ok(Value::record(OP, tensor(y, gate.dims())?, [gate, up], |[need_g, need_u]| {
         let kept_g = Kept::of(gate, &g_data, &g);
         let kept_u = need_g.then(|| Kept::of(up, &u_data, &u)); // only the gate's gradient reads it
         move |dy: Tensor| {
-            let (dy, g_data) = (dy.contiguous()?, kept_g.tensor()?);
-            let u_data = kept_u.map(|kept| kept.tensor()).transpose()?;
-            let dims = g_data.dims();
-            let (g, dy) = (F32::of(OP, &g_data)?, F32::of(OP, &dy)?);
-            let Some(u) = &u_data else {
-                return Ok([None, Some(tensor(kernel::gated(f, &g, &dy), dims)?)]);
+            let dy = dy.contiguous()?;
+            let (g, u) = (kept_g.read(OP)?, kept_u.as_ref().map(|u| u.read(OP)).transpose()?);
+            let (g, dims, dy) = (g.elements(), dy.dims(), F32::of(OP, &dy)?);
+            let Some(u) = &u else {
+                return Ok([None, Some(tensor(kernel::gated(f, g, &dy), dims)?)]);
             };
-            let u = F32::of(OP, u)?;
+            let factors = [g, u.elements()];
             if !need_u {
-                return Ok([Some(tensor(kernel::gate_gradient(f, &g, &u, &dy), dims)?), None]);
+                return Ok([Some(tensor(kernel::gate_gradient(f, factors, &dy), dims)?), None]);
             }
-            let [dg, du] = kernel::gated_gradients(f, &g, &u, &dy);
+            let [dg, du] = kernel::gated_gradients(f, factors, &dy);
             Ok([Some(tensor(dg, dims)?), Some(tensor(du, dims)?)])
         }
     }))
@@ -116,9 +117,9 @@ pub fn gated_halves(x: &Value, f: Activation) -> Result<Value> {
     Ok(Value::record(OP, y, [x], |_| {
         let kept = Kept::of(x, &x_data, &elements);
         move |dy: Tensor| {
-            let (dy, x_data) = (dy.contiguous()?, kept.tensor()?);
-            let (x, dy) = (F32::of(OP, &x_data)?, F32::of(OP, &dy)?);
-            let dx = kernel::gated_halves_gradient(f, &x, &dy, n, d);
+            let dy = dy.contiguous()?;
+            let (x, dy) = (kept.read(OP)?, F32::of(OP, &dy)?);
+            let dx = kernel::gated_halves_gradient(f, x.elements(), &dy, n, d);
             Ok([Some(tensor(dx, &[n, 2 * d])?)])
         }
     }))

@@ -61,14 +61,15 @@ fn normalize(
             let dy = dy.contiguous()?;
             let dy = F32::of(op, &dy)?;
             let mut found = vec![None, None];
-            if let Some(x) = kept.map(|kept| kept.tensor()).transpose()? {
-                let (x, w) = (F32::of(op, &x)?, F32::of(op, &w_data)?);
+            if let Some(kept) = &kept {
+                let (x, w) = (kept.read(op)?, F32::of(op, &w_data)?);
+                let x = x.elements();
                 if needs[0] {
-                    let dx = norm::input_gradient(&dy, &x, d, &w, eps, center);
+                    let dx = norm::input_gradient(&dy, x, d, &w, eps, center);
                     found[0] = Some(tensor(dx, &[n, d])?);
                 }
                 if needs[1] {
-                    found[1] = Some(tensor(norm::weight_gradient(&dy, &x, d, eps, center), &[d])?);
+                    found[1] = Some(tensor(norm::weight_gradient(&dy, x, d, eps, center), &[d])?);
                 }
             }
             if let Some(needed) = needs.get(2) {

@@ -75,15 +75,18 @@ vectorized! {
     fn along_lines[T: Element](
         engine: Engine, from: Lines<'_, T>, strip: Strip, lanes: Lanes, out: &mut [u32],
     ) {
-        blocks(engine, from, strip, lanes, out, |from, to| fill(from, lanes, strip.scale, to));
+        match lanes {
+            Lanes::F32 => blocks(engine, from, strip, lanes, out, fill::<T>),
+            Lanes::Bf16Pairs => blocks(engine, from, strip, lanes, out, fill_pairs::<T>),
+        }
     }
 }
 
 /// The same of f32 that become pairs, by the machine's own instruction.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,avx512bf16")]
 fn round_lines(engine: Engine, from: Lines<'_, f32>, strip: Strip, out: &mut [u32]) {
-    blocks(engine, from, strip, Lanes::Bf16Pairs, out, |from, to| {
-        narrow::pairs(from, strip.scale, to);
+    blocks(engine, from, strip, Lanes::Bf16Pairs, out, |from, scale, to| {
+        narrow::pairs(from, scale, to);
     });
 }
 
@@ -95,7 +98,7 @@ fn blocks<T: Element>(
     strip: Strip,
     lanes: Lanes,
     out: &mut [u32],
-    fill: impl Fn(&[T], &mut [u32; BLOCK]),
+    fill: impl Fn(&[T], f32, &mut [u32; BLOCK]),
 ) {
     let per_block = BLOCK * lanes.per_step();
     let steps = strip.steps();
@@ -111,7 +114,7 @@ fn blocks<T: Element>(
                 // The next lines' block of these steps: it takes that long to come.
                 prefetch_early(from.data, at + BLOCK * from.line_stride);
                 let source = from.data.get(at..at + len).unwrap_or_default();
-                fill(source, to);
+                fill(source, strip.scale, to);
             }
             let whole = steps - step >= BLOCK;
             let rest = out.get_mut(step * strip.width + line..).unwrap_or_default();
@@ -132,26 +135,24 @@ fn blocks<T: Element>(
 struct Block([[u32; BLOCK]; BLOCK]);
 
 #[inline(always)]
-fn fill<T: Element>(from: &[T], lanes: Lanes, scale: f32, to: &mut [u32; BLOCK]) {
-    match lanes {
-        Lanes::F32 => {
-            let mut wide = [0.0; BLOCK];
-            match from.first_chunk::<BLOCK>() {
-                Some(from) => T::widen(from, scale, &mut wide),
-                None => T::widen(from, scale, &mut wide),
-            }
-            to.iter_mut().zip(&wide).for_each(|(to, v)| *to = v.to_bits());
-        }
-        Lanes::Bf16Pairs => {
-            let mut narrow = [0; 2 * BLOCK];
-            match from.first_chunk::<{ 2 * BLOCK }>() {
-                Some(from) => T::narrow(from, scale, &mut narrow),
-                None => T::narrow(from, scale, &mut narrow),
-            }
-            for (to, pair) in to.iter_mut().zip(narrow.as_chunks::<2>().0) {
-                *to = u32::from(pair[0]) | u32::from(pair[1]) << 16;
-            }
-        }
+fn fill<T: Element>(from: &[T], scale: f32, to: &mut [u32; BLOCK]) {
+    let mut wide = [0.0; BLOCK];
+    match from.first_chunk::<BLOCK>() {
+        Some(from) => T::widen(from, scale, &mut wide),
+        None => T::widen(from, scale, &mut wide),
+    }
+    to.iter_mut().zip(&wide).for_each(|(to, v)| *to = v.to_bits());
+}
+
+#[inline(always)]
+fn fill_pairs<T: Element>(from: &[T], scale: f32, to: &mut [u32; BLOCK]) {
+    let mut narrow = [0; 2 * BLOCK];
+    match from.first_chunk::<{ 2 * BLOCK }>() {
+        Some(from) => T::narrow(from, scale, &mut narrow),
+        None => T::narrow(from, scale, &mut narrow),
+    }
+    for (to, pair) in to.iter_mut().zip(narrow.as_chunks::<2>().0) {
+        *to = u32::from(pair[0]) | u32::from(pair[1]) << 16;
     }
 }
 
@@ -241,7 +242,8 @@ vectorized! {
         let steps = panels.first().map_or(0, |panel| panel.len() / strip.width);
         let mut halves = [[0_u16; 32]; 2];
         for step in 0..steps {
-            let sources = [0, 1].map(|i| elements(from, &strip, 2 * step + i));
+            let sources =
+                [elements(from, &strip, 2 * step), elements(from, &strip, 2 * step + 1)];
             for (first, to) in chunks(panels, step, strip.width) {
                 for (half, source) in halves.iter_mut().zip(sources) {
                     let rest = source.get(first..).unwrap_or_default();
@@ -271,8 +273,7 @@ vectorized! {
 fn round_steps(from: Lines<'_, f32>, strip: Strip, panels: &mut [&mut [u32]]) {
     let steps = panels.first().map_or(0, |panel| panel.len() / strip.width);
     for step in 0..steps {
-        let sources =
-            [elements(from, &strip, 2 * step), elements(from, &strip, 2 * step + 1)];
+        let sources = [elements(from, &strip, 2 * step), elements(from, &strip, 2 * step + 1)];
         for (i, panel) in panels.iter_mut().enumerate() {
             let to = &mut panel[step * strip.width..][..strip.width];
             narrow::woven(sources, i * strip.width, strip.scale, to);
