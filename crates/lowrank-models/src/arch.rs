@@ -180,6 +180,20 @@ impl Architecture {
         ..Self::DECODER
     };
 
+    /// An encoder whose config may ask it to read from left to right alone (`is_decoder`), as a
+    /// decoder with a language model's head.
+    const ENCODER_OR_DECODER: Self = Self {
+        tasks: &[
+            Task::MaskedLm,
+            Task::CausalLm,
+            Task::SeqCls,
+            Task::TokenCls,
+            Task::QuestionAns,
+            Task::FeatureExtraction,
+        ],
+        ..Self::ENCODER
+    };
+
     /// An encoder with a decoder.
     const ENCODER_DECODER: Self = Self {
         family: Family::EncoderDecoder,
@@ -187,14 +201,32 @@ impl Architecture {
         ..Self::DECODER
     };
 
-    /// How a model of this config works: as its language model, where it has one within.
+    /// How a model of this config works: as its language model, where it has one within, or as a
+    /// decoder, where it says so.
     ///
     /// # Errors
-    /// When the config of that isn't one.
+    /// When the config of a language model isn't one, or a field is wrong.
     pub fn family_of(&self, config: &Config) -> Result<Family> {
-        match config.object("text_config")? {
-            Some(text) => Ok(Self::of(&text)?.family),
-            None => Ok(self.family),
+        if let Some(text) = config.object("text_config")? {
+            return Self::of(&text)?.family_of(&text);
+        }
+        let pair = self.family == Family::EncoderDecoder;
+        let is_decoder = self.tasks.contains(&Task::CausalLm)
+            && config.switch_or("is_decoder", false)?
+            && !config.switch_or("is_encoder_decoder", pair)?;
+        Ok(if is_decoder { Family::Decoder } else { self.family })
+    }
+
+    /// How a model of this config works with the head for `task`.
+    ///
+    /// # Errors
+    /// As [`Architecture::family_of`].
+    pub fn family_for(&self, task: Task, config: &Config) -> Result<Family> {
+        match (self.family, task) {
+            (_, Task::CausalLm) => Ok(Family::Decoder),
+            // Its other heads read both halves, whatever the config says.
+            (Family::EncoderDecoder, _) => Ok(Family::EncoderDecoder),
+            _ => self.family_of(config),
         }
     }
 
@@ -206,6 +238,7 @@ impl Architecture {
         let first = self.tasks.first().copied().unwrap_or(Task::FeatureExtraction);
         Ok(match (first, self.family_of(config)?) {
             (Task::CausalLm, Family::EncoderDecoder) => Task::Seq2SeqLm,
+            (_, Family::Decoder) => Task::CausalLm,
             _ => first,
         })
     }

@@ -40,6 +40,9 @@ pub struct GenerateOptions {
     pub sampling: Sampling,
     /// Tokens that aren't chosen.
     pub forced: Forced,
+    /// The position of each prompt's first token, where it isn't the model's own first one; read
+    /// by models that take [`Input::position_ids`].
+    pub first_positions: Vec<u32>,
 }
 
 /// Tokens that take a fixed place in what is generated.
@@ -117,7 +120,7 @@ pub fn generate_after(
     if let Some(row) = prompts.sequences.lengths().iter().position(|&n| n == 0) {
         return Err(Error::Input(format!("prompt {row} is empty; it needs at least one token")));
     }
-    let mut run = Run::start(model, pass, prompts)?;
+    let mut run = Run::start(model, pass, prompts, &options.first_positions)?;
     let rows = prompts.sequences.len();
     let mut new: Vec<Vec<u32>> = vec![Vec::new(); rows];
     let mut open = vec![true; rows];
@@ -166,10 +169,16 @@ struct Run<'a> {
     cached: Vec<usize>,
     /// What a decoder sees beside its prompts.
     images: Option<Tensor>,
+    first_positions: &'a [u32],
 }
 
 impl<'a> Run<'a> {
-    fn start(model: &'a Model, pass: &'a Pass, prompts: &Input) -> Result<Self> {
+    fn start(
+        model: &'a Model,
+        pass: &'a Pass,
+        prompts: &Input,
+        first_positions: &'a [u32],
+    ) -> Result<Self> {
         let network = model.network();
         let rows = prompts.sequences.len();
         let (encoded, tokens) = match model.family {
@@ -186,7 +195,7 @@ impl<'a> Run<'a> {
         let cache = network.new_cache(rows);
         let cached = vec![0; rows];
         let images = prompts.images.clone().filter(|_| encoded.is_none());
-        Ok(Self { model, pass, cache, encoded, tokens, cached, images })
+        Ok(Self { model, pass, cache, encoded, tokens, cached, images, first_positions })
     }
 
     /// Logits after the last token of each sequence.
@@ -200,8 +209,8 @@ impl<'a> Run<'a> {
             .collect();
         let lengths: Vec<usize> = fresh.iter().map(|t| t.len()).collect();
         let sequences = Sequences::continued(&lengths, &self.cached);
-        let images = self.images.take();
-        let input = Input { images, ..Input::new(fresh.concat().into(), sequences) };
+        let (images, position_ids) = (self.images.take(), self.position_ids(&sequences));
+        let input = Input { images, position_ids, ..Input::new(fresh.concat().into(), sequences) };
         let context = Context { cache: Some(&mut self.cache), encoded: self.encoded.as_ref() };
         let hidden = self.model.network().forward(&input, context, self.pass)?;
         let last: Arc<[usize]> = input.sequences.spans.iter().map(|s| s.queries.end - 1).collect();
@@ -209,6 +218,15 @@ impl<'a> Run<'a> {
         self.cached = self.tokens.iter().map(Vec::len).collect();
         let rows = logits.data().to_vec2::<f32>();
         Ok(rows.map_err(ComputeError::from)?)
+    }
+
+    fn position_ids(&self, sequences: &Sequences) -> Option<Arc<[u32]>> {
+        let rows = sequences.spans.iter().zip(self.first_positions);
+        let ids = rows.flat_map(|(span, first)| {
+            let places = sequences.positions.get(span.queries.clone()).unwrap_or_default();
+            places.iter().map(move |place| first + place)
+        });
+        (!self.first_positions.is_empty()).then(|| ids.collect())
     }
 
     /// Empties a cache whose keys no longer are those of the sequences, once the longest of them has

@@ -106,9 +106,14 @@ impl Model {
             config.set(key, value.clone());
         }
         let architecture = Architecture::of(&config)?;
-        let family = architecture.family_of(&config)?;
         let task = options.task.map_or_else(|| architecture.default_task(&config), Ok)?;
         architecture.check_task(task)?;
+        let family = architecture.family_for(task, &config)?;
+        if (architecture.family, task) == (Family::EncoderDecoder, Task::CausalLm) {
+            // As transformers' class of the decoder alone does.
+            config.set("is_decoder", true.into());
+            config.set("is_encoder_decoder", false.into());
+        }
         set_labels(&mut config, options);
         let fresh = FreshInit {
             seed: options.seed,

@@ -86,6 +86,9 @@ pub struct Input {
     pub ids: Arc<[u32]>,
     /// Where the sequences lie.
     pub sequences: Sequences,
+    /// Positions in the place of those that the model counts itself, as transformers'
+    /// `position_ids`; read where positions have a table.
+    pub position_ids: Option<Arc<[u32]>>,
     /// BERT's segments, 0 where absent.
     pub token_types: Option<Arc<[u32]>>,
     /// LayoutLM's boxes of words on their page, `[x0, y0, x1, y1]`, 0 where absent.
@@ -108,7 +111,13 @@ pub struct Given {
 impl Input {
     /// Ids of these sequences, and nothing besides.
     pub fn new(ids: Arc<[u32]>, sequences: Sequences) -> Self {
-        Self { ids, sequences, token_types: None, bbox: None, images: None, given: None }
+        let (position_ids, token_types, bbox, images, given) = (None, None, None, None, None);
+        Self { ids, sequences, position_ids, token_types, bbox, images, given }
+    }
+
+    /// The position of each token: one that is given, or its sequences'.
+    pub fn positions(&self) -> &Arc<[u32]> {
+        self.position_ids.as_ref().unwrap_or(&self.sequences.positions)
     }
 
     /// Sequences of ids, packed.

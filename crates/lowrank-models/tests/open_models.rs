@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use candle_core::{Device, Tensor};
 use lowrank_autograd::{Gradients, Key, RowKeys, Value, ops};
-use lowrank_models::{Context, Input, Model, OpenOptions, Task};
+use lowrank_models::{
+    Config, Context, Family, GenerateOptions, Input, Model, OpenOptions, SaveOptions, Task,
+    generate,
+};
 use lowrank_peft::{
     Pass,
     layers::Layer,
@@ -123,7 +126,8 @@ fn error_of(name: &str, overrides: Vec<(String, serde_json::Value)>) -> String {
 fn what_is_not_implemented_is_refused_by_name() {
     for (name, key, value) in [
         ("gpt2", "add_cross_attention", true.into()),
-        ("bert", "is_decoder", true.into()),
+        ("bert", "add_cross_attention", true.into()),
+        ("deberta_v2_own", "is_decoder", true.into()),
         ("bert", "position_embedding_type", "relative_key".into()),
         ("t5", "feed_forward_proj", "gated-glu".into()),
         ("gpt2", "activation_function", "swoosh".into()),
@@ -155,6 +159,81 @@ fn what_is_not_implemented_is_refused_by_name() {
     }
     let message = error("t5", "relative_attention_num_buckets", 2.into());
     assert!(message.ends_with("it must be at least 4"), "{message}");
+}
+
+#[test]
+fn an_encoder_is_a_decoder_where_its_config_says_so() -> Result<()> {
+    let open = |task, is_decoder: bool| {
+        let overrides = vec![("is_decoder".to_owned(), is_decoder.into())];
+        Model::open(&fixture("bert"), &OpenOptions { task, overrides, ..OpenOptions::default() })
+    };
+    let message = open(Some(Task::CausalLm), false).map(drop).expect_err("it looks ahead");
+    assert!(message.to_string().contains("field `is_decoder` is `false`"), "{message}");
+    let both = open(None, false)?;
+    assert_eq!((both.task, both.family), (Task::MaskedLm, Family::Encoder));
+    let left = open(None, true)?;
+    assert_eq!((left.task, left.family), (Task::CausalLm, Family::Decoder));
+    assert_eq!(left.architecture.class_for(left.task).as_deref(), Some("BertLMHeadModel"));
+    // The mask is the same under another head.
+    let masked = open(Some(Task::MaskedLm), true)?;
+    assert_eq!(masked.family, Family::Decoder);
+    assert_eq!(states(&masked)?, states(&left)?);
+    assert_ne!(states(&masked)?, states(&both)?);
+    Ok(())
+}
+
+#[test]
+fn both_halves_open_as_the_decoder_alone() -> Result<()> {
+    let whole = fixture("bart_own");
+    let model = open(&whole, Task::CausalLm)?;
+    assert_eq!((model.family, model.fresh.len()), (Family::Decoder, 0));
+    // The table is the one of both, under the name that transformers gives it here.
+    let table = model.network().table().weight().name().to_owned();
+    assert_eq!(table, "model.decoder.embed_tokens.weight");
+    let is_rest = |name: &&String| name.contains("encoder.") || *name == "final_logits_bias";
+    let rest: Vec<&String> = model.unused.iter().filter(|name| !is_rest(name)).collect();
+    assert!(rest.is_empty(), "{rest:?}");
+    let saved = model.saved(&SaveOptions::default())?;
+    let config = &saved.texts()?[0].1;
+    let config = Config::parse("config.json".to_owned(), config)?;
+    assert_eq!(config.words("architectures")?, Some(vec!["BartForCausalLM"]));
+    assert_eq!(model.architecture.default_task(&config)?, Task::CausalLm);
+    Ok(())
+}
+
+/// RoBERTa as a decoder, with BERT's weights and a fresh head.
+fn roberta() -> Result<(Model, TempDir)> {
+    let folder =
+        renamed("bert", |name| name.strip_prefix("bert.").map(|rest| format!("roberta.{rest}")))?;
+    let fields = [
+        ("model_type", json!("roberta")),
+        ("pad_token_id", json!(1)),
+        ("is_decoder", json!(true)),
+        ("initializer_range", json!(0.3)),
+    ];
+    let overrides = fields.map(|(key, value)| (key.to_owned(), value)).to_vec();
+    let model = Model::open(folder.path(), &OpenOptions { overrides, ..OpenOptions::default() })?;
+    Ok((model, folder))
+}
+
+#[test]
+fn positions_that_count_ids_go_on_behind_a_cache() -> Result<()> {
+    let (model, _folder) = roberta()?;
+    let pass = Pass::inference(Arc::default());
+    let prompts = [vec![7, 8, 9, 10], vec![11, 12]];
+    let options = GenerateOptions { max_new_tokens: 6, ..GenerateOptions::default() };
+    let new = generate(&model, &pass, &prompts, &options, |_, _| true)?;
+    for (prompt, new) in prompts.iter().zip(&new) {
+        let whole = [prompt.as_slice(), new].concat();
+        let logits = model.logits(&Input::packed(&[whole]), None, &pass)?;
+        let likeliest = logits.data().argmax(1)?.to_vec1::<u32>()?;
+        assert_eq!(&likeliest[prompt.len() - 1..prompt.len() + 5], new.as_slice());
+    }
+    // Where positions are given they count instead.
+    let first_positions = vec![0, 0];
+    let options = GenerateOptions { first_positions, ..options };
+    assert_ne!(generate(&model, &pass, &prompts, &options, |_, _| true)?, new);
+    Ok(())
 }
 
 #[test]

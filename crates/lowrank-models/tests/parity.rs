@@ -386,6 +386,16 @@ fn bart_equals_transformers() -> Result<()> {
     check_all("bart_own")
 }
 
+#[test] // without an encoder, and with the attention that would look at its output
+fn barts_decoder_alone_equals_transformers() -> Result<()> {
+    check_all("bart_decoder_own")
+}
+
+#[test] // `is_decoder`, over narrow embeddings
+fn electra_from_left_to_right_equals_transformers() -> Result<()> {
+    check_all("electra_own")
+}
+
 #[test] // buckets, a shared projection of distances, a convolution, narrow embeddings
 fn deberta_v2_equals_transformers() -> Result<()> {
     check_all("deberta_v2_own")
@@ -399,10 +409,12 @@ fn blip_2_equals_transformers() -> Result<()> {
 #[test] // PEFT goes by this order
 fn modules_stand_in_the_order_of_transformers() -> Result<()> {
     for name in [
+        "bart_decoder_own",
         "bart_own",
         "bert_own",
         "blip_2_own",
         "deberta_v2_own",
+        "electra_own",
         "falcon_own",
         "gemma2_own",
         "gpt2_own",

@@ -32,12 +32,14 @@ fn saved(model: &Model, options: &SaveOptions) -> Result<Vec<(String, Vec<u8>)>>
 #[test]
 fn the_tensors_are_those_that_were_read() -> Result<()> {
     for name in [
+        "bart_decoder_own",
         "bart_own",
         "bert",
         "bert_own",
         "blip_2_own",
         "deberta_v2_own",
         "bert_qa",
+        "electra_own",
         "falcon_own",
         "gemma2_own",
         "gpt2",

@@ -3,21 +3,27 @@
 
 use std::sync::Arc;
 
-use lowrank_peft::layers::Embedding;
+use lowrank_peft::layers::{Embedding, Linear};
 
 use super::{Architecture, Parts};
 use crate::{
     Builder, Config, Head, Result, Task,
     blocks::{
         bart_stack::{BartStack, BartStackShape},
-        encoder_decoder::{EncoderDecoder, answer_head, rereading_classifier},
+        encoder_decoder::{EncoderDecoder, Half, answer_head, rereading_classifier},
     },
     task_heads::TokenHead,
 };
 
 pub(super) const ENTRY: Architecture = Architecture {
     model_type: "bart",
-    tasks: &[Task::Seq2SeqLm, Task::SeqCls, Task::QuestionAns, Task::FeatureExtraction],
+    tasks: &[
+        Task::Seq2SeqLm,
+        Task::CausalLm,
+        Task::SeqCls,
+        Task::QuestionAns,
+        Task::FeatureExtraction,
+    ],
     class: "Bart",
     prefixes: &["model"],
     paper: "arXiv:1910.13461",
@@ -26,12 +32,16 @@ pub(super) const ENTRY: Architecture = Architecture {
 };
 
 fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
+    if task == Task::CausalLm {
+        return decoder_alone(c, b);
+    }
     let base = b.base();
     let (d_model, vocab_size) = (c.size("d_model")?, c.size("vocab_size")?);
     let shared = base.embedding("shared", vocab_size, d_model)?;
     let stack = |name, is_decoder| {
         let shape = BartStackShape::from_config(c, is_decoder)?;
-        BartStack::build(&shape, c, &shared, &base.at(name))
+        let place = base.at(name);
+        BartStack::build(&shape, c, place.tied_embedding("embed_tokens", &shared)?, &place)
     };
     let (encoder, decoder) = (stack("encoder", false)?, stack("decoder", true)?);
     let head = match task {
@@ -45,12 +55,25 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     Ok((Arc::new(EncoderDecoder { shared, encoder, decoder, rereads_after }), head))
 }
 
+/// A language model of the decoder, whose attention to a source rests.
+fn decoder_alone(c: &Config, b: &Builder) -> Result<Parts> {
+    let (base, sizes) = (b.base(), (c.size("vocab_size")?, c.size("d_model")?));
+    // A file of both halves has one table for all.
+    let table = base.at_filed("decoder.embed_tokens", "shared").embedding("", sizes.0, sizes.1)?;
+    let shape = BartStackShape::from_config(c, true)?;
+    let stack = BartStack::build(&shape, c, table.clone(), &base.at("decoder"))?;
+    let head = Head::Tokens(TokenHead::of(output_layer(c, &table, b)?));
+    Ok((Arc::new(Half { table, stack }), head))
+}
+
 fn language_head(c: &Config, shared: &Embedding, b: &Builder) -> Result<Head> {
-    let (d_model, vocab_size) = (c.size("d_model")?, c.size("vocab_size")?);
-    let offsets = Some(b.buffer_or_zeros("final_logits_bias", &[1, vocab_size])?);
-    let linear = match c.switch_or("tie_word_embeddings", true)? {
-        true => b.tied_linear("lm_head", shared, None)?,
-        false => b.linear("lm_head", d_model, vocab_size, false)?,
-    };
-    Ok(Head::Tokens(TokenHead { offsets, ..TokenHead::of(linear) }))
+    let offsets = Some(b.buffer_or_zeros("final_logits_bias", &[1, c.size("vocab_size")?])?);
+    Ok(Head::Tokens(TokenHead { offsets, ..TokenHead::of(output_layer(c, shared, b)?) }))
+}
+
+fn output_layer(c: &Config, table: &Embedding, b: &Builder) -> Result<Linear> {
+    match c.switch_or("tie_word_embeddings", true)? {
+        true => b.tied_linear("lm_head", table, None),
+        false => b.linear("lm_head", c.size("d_model")?, c.size("vocab_size")?, false),
+    }
 }

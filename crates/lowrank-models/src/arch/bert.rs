@@ -18,14 +18,15 @@ use crate::{
 pub(super) const ENTRY: Architecture = Architecture {
     model_type: "bert",
     class: "Bert",
+    causal_lm: "LMHeadModel",
     prefixes: &["bert"],
     paper: "arXiv:1810.04805",
     build,
-    ..Architecture::ENCODER
+    ..Architecture::ENCODER_OR_DECODER
 };
 
 fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
-    let s = EncoderShape::from_config(c)?;
+    let s = EncoderShape::either_way(task, c)?;
     let base = b.base();
     let embeddings = EncoderEmbeddings::build(&s, c, &base.at("embeddings"))?;
     let encoder = Encoder::build(&s, embeddings, &base)?;
@@ -34,8 +35,8 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
         pooler(s.hidden_size, &base)?;
     }
     let dropout = classifier_dropout(c, &s)?;
-    let masked = || bert_predictions(c, &s, encoder.table(), b);
+    let words = || bert_predictions(c, &s, encoder.table(), b);
     let sequence = || pooled_classifier(c, pooler(s.hidden_size, &base)?, dropout, b);
-    let head = encoder_head(task, c, (s.hidden_size, dropout), b, masked, sequence)?;
+    let head = encoder_head(task, c, (s.hidden_size, dropout), b, words, sequence)?;
     Ok((Arc::new(encoder), head))
 }

@@ -19,7 +19,7 @@ use crate::{
 pub(super) const ENTRY: Architecture = Architecture {
     model_type: "blip-2",
     modality: Modality::Multimodal,
-    tasks: &[Task::CausalLm, Task::Seq2SeqLm],
+    tasks: &[Task::CausalLm, Task::Seq2SeqLm, Task::FeatureExtraction],
     class: "Blip2",
     causal_lm: "ForConditionalGeneration",
     prefixes: &[],
@@ -46,6 +46,11 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     let count = c.size_or("num_query_tokens", 32)?;
     let qformer = QueryFormer::build(&queries, count, vision.size("hidden_size")?, b)?;
     let inner = Architecture::of(&text)?;
+    // transformers' bare model is the whole one, the words' head included.
+    let task = match task {
+        Task::FeatureExtraction => inner.default_task(&text)?,
+        task => task,
+    };
     inner.check_task(task)?;
     // T5 calls its width `d_model`.
     let width = text.size_or_none("hidden_size")?.map_or_else(|| text.size("d_model"), Ok)?;

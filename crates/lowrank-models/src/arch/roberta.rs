@@ -25,11 +25,11 @@ pub(super) const ENTRY: Architecture = Architecture {
     prefixes: &["roberta"],
     paper: "arXiv:1907.11692",
     build,
-    ..Architecture::ENCODER
+    ..Architecture::ENCODER_OR_DECODER
 };
 
 pub(super) fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
-    let s = EncoderShape::from_config(c)?;
+    let s = EncoderShape::either_way(task, c)?;
     let base = b.base();
     let mut embeddings = EncoderEmbeddings::build(&s, c, &base.at("embeddings"))?;
     let padding_idx = c.token_id("pad_token_id")?.unwrap_or(1);
@@ -40,14 +40,14 @@ pub(super) fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
         pooler(s.hidden_size, &base)?;
     }
     let sizes = (s.hidden_size, classifier_dropout(c, &s)?);
-    let masked = || masked_head(c, &s, encoder.table(), &b.at("lm_head"));
+    let words = || words_head(c, &s, encoder.table(), &b.at("lm_head"));
     let sequence =
         || dense_classifier(c, (Pick::First, Activation::Tanh), sizes, &b.at("classifier"));
-    let head = encoder_head(task, c, sizes, b, masked, sequence)?;
+    let head = encoder_head(task, c, sizes, b, words, sequence)?;
     Ok((Arc::new(encoder), head))
 }
 
-fn masked_head(c: &Config, s: &EncoderShape, table: &Embedding, b: &Builder) -> Result<TokenHead> {
+fn words_head(c: &Config, s: &EncoderShape, table: &Embedding, b: &Builder) -> Result<TokenHead> {
     // Whatever `hidden_act` says.
     let transform = transform(s, Activation::Gelu, ["dense", "layer_norm"], b)?;
     let linear = decoder(c, s, table, ["decoder", "bias"], b)?;

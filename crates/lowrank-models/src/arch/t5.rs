@@ -10,7 +10,7 @@ use super::{Architecture, Parts};
 use crate::{
     Builder, Config, Head, Result, Task,
     blocks::{
-        encoder_decoder::{EncoderDecoder, EncoderHalf, answer_head, rereading_classifier},
+        encoder_decoder::{EncoderDecoder, Half, answer_head, rereading_classifier},
         multi_head::full_attention,
         relative_position::Buckets,
         t5_stack::{Stack, StackShape},
@@ -54,7 +54,7 @@ pub(super) fn build_with(
     let shared = base.embedding("shared", c.size("vocab_size")?, c.size("d_model")?)?;
     let encoder = Stack::build(&shape(false)?, &shared, &base.at("encoder"))?;
     if task == Task::TokenCls {
-        return Ok((Arc::new(EncoderHalf { shared, encoder }), token_head(c, b)?));
+        return Ok((Arc::new(Half { table: shared, stack: encoder }), token_head(c, b)?));
     }
     let decoder = Stack::build(&shape(true)?, &shared, &base.at("decoder"))?;
     let head = match task {

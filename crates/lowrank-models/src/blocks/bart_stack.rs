@@ -164,17 +164,16 @@ impl StackBlock for Block {
 }
 
 impl BartStack {
-    /// The stack at `b`, whose embedding reads the model's `shared` one.
+    /// The stack at `b` behind its embedding.
     ///
     /// # Errors
     /// When a tensor is missing or misshapen.
     pub fn build(
         s: &BartStackShape,
         c: &Config,
-        shared: &Embedding,
+        embed_tokens: Embedding,
         b: &Builder,
     ) -> crate::Result<Self> {
-        let embed_tokens = b.tied_embedding("embed_tokens", shared)?;
         let (table, field) = ("embed_positions", "max_position_embeddings");
         let embed_positions =
             LearnedPositions::build_after(POSITIONS_SKIPPED, table, field, s.d_model, c, b)?;
@@ -192,12 +191,11 @@ impl BartStack {
 
 impl Stack for BartStack {
     fn forward(&self, input: &Input, context: Context<'_>, pass: &Pass) -> Result<Value> {
-        let sequences = &input.sequences;
         let words = input.embed(&self.embed_tokens, pass)?;
         let words = self.embed_scale.map_or(Ok(words.clone()), |s| ops::scale(&words, s))?;
-        let x = ops::add(&words, &self.embed_positions.forward(sequences, pass)?)?;
+        let x = ops::add(&words, &self.embed_positions.rows(input.positions(), pass)?)?;
         let x = self.dropout.forward(&self.layernorm_embedding.forward(&x, pass)?, pass)?;
-        run_stack(&self.layers, x, None, sequences, context, pass)
+        run_stack(&self.layers, x, None, &input.sequences, context, pass)
     }
 
     fn layers(&self) -> usize {

@@ -1,4 +1,5 @@
-//! The encoder of the BERT family: embeddings and post-norm blocks of bidirectional attention.
+//! The encoder of the BERT family: embeddings and post-norm blocks of attention, bidirectional
+//! unless the config makes a decoder of it.
 //! Papers: arXiv:1810.04805 (BERT), arXiv:1706.03762. Reference: transformers
 //! `models/bert/modeling_bert.py`.
 
@@ -16,7 +17,9 @@ use super::{
     encoder_embeddings::EncoderEmbeddings,
     multi_head::{MultiHeadAttention, divided_attention},
 };
-use crate::{Builder, Config, Context, Input, Network, Sequences, network::run_blocks};
+use crate::{
+    Builder, Cache, Config, Context, Input, Network, Sequences, Task, network::run_blocks,
+};
 
 /// Sizes of an encoder.
 #[derive(Clone, Debug)]
@@ -47,10 +50,32 @@ impl EncoderShape {
     /// # Errors
     /// When one is wrong, or asks for a decoder or for positions of another kind.
     pub fn from_config(c: &Config) -> crate::Result<Self> {
-        for field in ["is_decoder", "add_cross_attention"] {
-            if c.switch_or(field, false)? {
-                return Err(c.not_implemented(field, "false"));
-            }
+        match c.switch_or("is_decoder", false)? {
+            true => Err(c.not_implemented("is_decoder", "false")),
+            false => Self::read(c),
+        }
+    }
+
+    /// [`EncoderShape::from_config`] of a model that reads from left to right alone where its
+    /// config says `is_decoder`, whatever its head.
+    ///
+    /// # Errors
+    /// As [`EncoderShape::from_config`]; when a language model that writes reads in both
+    /// directions.
+    pub fn either_way(task: Task, c: &Config) -> crate::Result<Self> {
+        let causal = c.switch_or("is_decoder", false)?;
+        if task == Task::CausalLm && !causal {
+            let must_be = "true for `causal-lm`: a model that reads in both directions sees what \
+                           it is asked to predict";
+            return Err(c.wrong("is_decoder", must_be));
+        }
+        let shape = Self::read(c)?;
+        Ok(Self { attention: AttentionShape { causal, ..shape.attention }, ..shape })
+    }
+
+    fn read(c: &Config) -> crate::Result<Self> {
+        if c.switch_or("add_cross_attention", false)? {
+            return Err(c.not_implemented("add_cross_attention", "false"));
         }
         if !matches!(c.word("position_embedding_type")?, None | Some("absolute")) {
             return Err(c.not_implemented("position_embedding_type", "absolute"));
@@ -120,17 +145,21 @@ fn block(
     block: &EncoderBlock<MultiHeadAttention>,
     x: &Value,
     sequences: &Sequences,
-    _: Option<&mut [KeyValues]>,
+    cache: Option<&mut [KeyValues]>,
     pass: &Pass,
 ) -> Result<Value> {
-    block.forward(x, pass, |attention, x| attention.forward(x, None, sequences, None, pass))
+    block.forward(x, pass, |attention, x| attention.forward(x, None, sequences, cache, pass))
 }
 
 impl Network for Encoder {
-    fn forward(&self, input: &Input, _: Context<'_>, pass: &Pass) -> Result<Value> {
+    fn forward(&self, input: &Input, context: Context<'_>, pass: &Pass) -> Result<Value> {
         let x = self.embeddings.forward(input, pass)?;
         let x = self.embeddings_project.as_ref().map_or(Ok(x.clone()), |p| p.forward(&x, pass))?;
-        run_blocks(&self.layer, x, &input.sequences, None, pass, block)
+        run_blocks(&self.layer, x, &input.sequences, context.cache, pass, block)
+    }
+
+    fn new_cache(&self, sequences: usize) -> Cache {
+        Cache::new(self.layer.len(), sequences)
     }
 
     fn table(&self) -> &Embedding {

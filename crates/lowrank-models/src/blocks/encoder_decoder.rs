@@ -76,22 +76,26 @@ impl<S: Stack> Network for EncoderDecoder<S> {
     }
 }
 
-/// The encoder alone, for tokens.
+/// Either half alone: the encoder for tokens, or the decoder for a text without a source.
 #[derive(Debug)]
-pub struct EncoderHalf<S> {
+pub struct Half<S> {
     /// Its table.
-    pub shared: Embedding,
-    /// Reads the source.
-    pub encoder: S,
+    pub table: Embedding,
+    /// The half.
+    pub stack: S,
 }
 
-impl<S: Stack> Network for EncoderHalf<S> {
-    fn forward(&self, input: &Input, _: Context<'_>, pass: &Pass) -> Result<Value> {
-        self.encoder.forward(input, Context::default(), pass)
+impl<S: Stack> Network for Half<S> {
+    fn forward(&self, input: &Input, context: Context<'_>, pass: &Pass) -> Result<Value> {
+        self.stack.forward(input, context, pass)
+    }
+
+    fn new_cache(&self, sequences: usize) -> Cache {
+        Cache::new(self.stack.layers(), sequences)
     }
 
     fn table(&self) -> &Embedding {
-        &self.shared
+        &self.table
     }
 }
 

@@ -44,10 +44,15 @@ pub enum PositionIds {
 
 impl PositionIds {
     fn of(self, input: &Input) -> Arc<[u32]> {
-        let Self::After(padding_idx) = self else { return Arc::clone(&input.sequences.positions) };
+        let padding_idx = match (self, &input.position_ids) {
+            (Self::After(padding_idx), None) => padding_idx,
+            _ => return Arc::clone(input.positions()),
+        };
         let mut rows = Vec::with_capacity(input.ids.len());
         for span in input.sequences.spans.iter() {
-            let mut last = padding_idx;
+            // A cache holds what was counted before.
+            let before = input.sequences.places.get(span.queries.start).copied();
+            let mut last = padding_idx + before.unwrap_or_default();
             for &id in input.ids.get(span.queries.clone()).unwrap_or_default() {
                 last += u32::from(id != padding_idx);
                 rows.push(if id == padding_idx { padding_idx } else { last });

@@ -10,7 +10,7 @@ use crate::{
     task_heads::{Pick, SequenceHead, TokenHead, Transform},
 };
 
-/// The head of an encoder for `task` at the model's root `b`: `masked` and `sequence` are its own,
+/// The head of an encoder for `task` at the model's root `b`: `words` and `sequence` are its own,
 /// tokens and answers are the family's. `dropout` comes before the classifier of tokens.
 ///
 /// # Errors
@@ -20,11 +20,11 @@ pub fn encoder_head(
     c: &Config,
     (hidden, dropout): (usize, f32),
     b: &Builder,
-    masked: impl FnOnce() -> Result<TokenHead>,
+    words: impl FnOnce() -> Result<TokenHead>,
     sequence: impl FnOnce() -> Result<SequenceHead>,
 ) -> Result<Head> {
     Ok(match task {
-        Task::MaskedLm => Head::Tokens(masked()?),
+        Task::MaskedLm | Task::CausalLm => Head::Tokens(words()?),
         Task::SeqCls => Head::Sequences(sequence()?),
         Task::TokenCls => Head::Tokens(TokenHead {
             dropout: Some(b.dropout("dropout", dropout)),
@@ -92,10 +92,16 @@ pub fn decoder(
     [layer, bias]: [&str; 2],
     b: &Builder,
 ) -> Result<Linear> {
-    match c.switch_or("tie_word_embeddings", true)? {
-        true => b.tied_linear(layer, table, Some(bias)),
-        false => b.head_linear(layer, s.embedding_size, c.size("vocab_size")?, true),
+    if c.switch_or("tie_word_embeddings", true)? {
+        return b.tied_linear(layer, table, Some(bias));
     }
+    let words = c.size("vocab_size")?;
+    let linear = b.head_linear(layer, s.embedding_size, words, true)?;
+    if bias != format!("{layer}.bias") {
+        // transformers' class still has it, though nothing reads it then.
+        b.keep_parameter(bias, words)?;
+    }
+    Ok(linear)
 }
 
 /// BERT's pooler, below the base model.

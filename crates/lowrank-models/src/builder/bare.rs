@@ -41,10 +41,19 @@ impl Builder {
     /// # Errors
     /// When it is misshapen.
     pub fn keep(&self, name: &str, len: usize) -> Result<()> {
-        let path = self.join(name);
-        if self.find(&path).is_some() {
-            let tensor = BaseTensor::buffer(path.clone(), &self.tensor(&path, &[len])?)?;
-            self.register_bare(&path, tensor);
+        if self.find(&self.join(name)).is_some() {
+            self.buffer_or_zeros(name, &[len])?;
+        }
+        Ok(())
+    }
+
+    /// [`Builder::keep`] of a parameter, which adapters with `bias: all` name too.
+    ///
+    /// # Errors
+    /// When it is misshapen.
+    pub fn keep_parameter(&self, name: &str, len: usize) -> Result<()> {
+        if self.find(&self.join(name)).is_some() {
+            self.parameter(name, &[len])?;
         }
         Ok(())
     }

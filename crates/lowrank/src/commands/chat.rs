@@ -182,6 +182,7 @@ impl Talk {
                 ..self.sampling
             },
             forced: Forced::of(self.model.model())?,
+            ..GenerateOptions::default()
         };
         let ui = self.ui;
         let tokenizer = Some(self.prompter.tokenizer());

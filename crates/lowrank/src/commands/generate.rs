@@ -79,6 +79,7 @@ impl Generate {
             eos_token_ids: stop_ids(&model, tokenizer)?,
             sampling: self.sampling.over(Sampling::default()),
             forced: Forced::of(model.model())?,
+            ..GenerateOptions::default()
         };
         if self.json {
             let new = continue_prompt(&model, tokenizer, &input, &options, |_| Ok(()))?;
@@ -113,7 +114,11 @@ pub(crate) fn open_for_generation(source: &ModelSource, ui: Ui) -> anyhow::Resul
         Family::EncoderDecoder => Task::Seq2SeqLm,
         Family::Encoder => {
             let model_type = architecture.model_type;
-            anyhow::bail!("`{model_type}` models don't generate text; `lowrank predict` asks them")
+            let unless = match architecture.tasks.contains(&Task::CausalLm) {
+                true => " unless `is_decoder` in their `config.json` is true",
+                false => "",
+            };
+            bail!("`{model_type}` models don't generate text{unless}; `lowrank predict` asks them")
         }
     };
     let adapters_task = source.default_task()?;

@@ -174,6 +174,18 @@ fn of(gradients: &Gradients, parameter: &Parameter) -> anyhow::Result<Tensor> {
     })
 }
 
+/// Where transformers' `generate` has prompts begin, if not where training does: it counts
+/// RoBERTa's positions from 0 and BART's over the padding. Only comparisons follow it there.
+fn first_positions(model: &Model, prompts: &Padded) -> Vec<u32> {
+    let starts = prompts.sequences();
+    let first = |row: usize| starts.positions.get(row).copied().unwrap_or_default();
+    match (model.architecture.model_type, model.task) {
+        ("roberta" | "xlm-roberta", Task::CausalLm) => vec![0; starts.len()],
+        ("bart", Task::CausalLm) => starts.starts().map(first).collect(),
+        _ => Vec::new(),
+    }
+}
+
 /// The inputs of a case, by transformers' names.
 struct Case {
     tensors: HashMap<String, Tensor>,
@@ -324,7 +336,11 @@ impl Case {
                 let Some((labels, _)) = self.ints("in.labels")? else { return Ok(none) };
                 let label = |&p: &usize| labels.get(p).and_then(|&l| u32::try_from(l).ok());
                 let labels: Vec<Option<u32>> = places.iter().map(label).collect();
-                Ok(token_targets(sequences, &labels, task == Task::CausalLm))
+                // transformers' `BartForCausalLM` alone takes labels that were shifted before.
+                let is_bart = model.architecture.model_type == "bart";
+                let shift = model.family == Family::Decoder
+                    && matches!(task, Task::CausalLm | Task::FeatureExtraction);
+                Ok(token_targets(sequences, &labels, shift && !is_bart))
             }
         }
     }
@@ -364,6 +380,7 @@ impl Case {
         let options = GenerateOptions {
             max_new_tokens: NEW_TOKENS,
             forced: Forced::of(model.model())?,
+            first_positions: first_positions(model.model(), &padded),
             ..GenerateOptions::default()
         };
         let (model, pass) = (model.model(), model.inference());

@@ -108,7 +108,7 @@ fn errors_say_what_to_do() -> Result<()> {
     insta::assert_snapshot!(
         failure(["generate", "--model", &stories, "--prompt-ids", "1,512"])?, @"1: error: token id 512 is outside the model's vocabulary of 512");
     let bert = model("bert").display().to_string();
-    insta::assert_snapshot!(failure(["generate", "--model", &bert, "--prompt", "a"])?, @"1: error: `bert` models don't generate text; `lowrank predict` asks them");
+    insta::assert_snapshot!(failure(["generate", "--model", &bert, "--prompt", "a"])?, @"1: error: `bert` models don't generate text unless `is_decoder` in their `config.json` is true; `lowrank predict` asks them");
     insta::assert_snapshot!(
         failure(["generate", "--model", &stories, "--prompt", "a", "--top-p", "0"])?, @r"
     2: error: invalid value '0' for '--top-p <SHARE>': it must be a number above 0, up to 1

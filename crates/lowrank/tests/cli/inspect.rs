@@ -65,7 +65,7 @@ fn other_targets_and_heads() -> Result<()> {
          └─ dense                  Linear     [32, 32] + bias  f32      1056  LoRA r=4 ×2
     classifier                     Linear     [3, 32] + bias   f32        99  trained whole
     trainable params: 3,811 || all params: 25,654 || trainable%: 14.8554
-    heads: masked-lm, seq-cls, token-cls, question-ans, feature-extraction
+    heads: masked-lm, causal-lm, seq-cls, token-cls, question-ans, feature-extraction
     not in the files, start fresh: bert.pooler.dense.weight, bert.pooler.dense.bias, classifier.weight, classifier.bias
     in the files, unused: cls.predictions.bias, cls.predictions.transform.LayerNorm.bias, cls.predictions.transform.LayerNorm.weight, cls.predictions.transform.dense.bias, cls.predictions.transform.dense.weight
     ");
