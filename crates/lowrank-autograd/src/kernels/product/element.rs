@@ -3,6 +3,7 @@
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use super::super::simd::nearest_bf16;
+use crate::weight::Elements;
 
 /// A float as it lies in memory.
 pub(crate) trait Element: Copy + Sync + 'static {
@@ -11,10 +12,8 @@ pub(crate) trait Element: Copy + Sync + 'static {
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only packing narrows"))]
     /// The nearest bf16 of each scaled element, as bits, as far as `from` goes.
     fn narrow(from: &[Self], scale: f32, to: &mut [u16]);
-    /// These very elements, if they are f32.
-    fn as_f32(_from: &[Self]) -> Option<&[f32]> {
-        None
-    }
+    /// These very elements, by their type.
+    fn elements(from: &[Self]) -> Elements<'_>;
 }
 
 impl Element for f32 {
@@ -28,9 +27,8 @@ impl Element for f32 {
         to.iter_mut().zip(from).for_each(|(to, from)| *to = nearest_bf16(scale * from));
     }
 
-    #[inline(always)]
-    fn as_f32(from: &[Self]) -> Option<&[f32]> {
-        Some(from)
+    fn elements(from: &[Self]) -> Elements<'_> {
+        Elements::F32(from)
     }
 }
 
@@ -50,6 +48,10 @@ impl Element for bf16 {
             to.iter_mut().zip(from).for_each(|(to, from)| *to = scaled(from));
         }
     }
+
+    fn elements(from: &[Self]) -> Elements<'_> {
+        Elements::Bf16(from)
+    }
 }
 
 impl Element for f16 {
@@ -66,6 +68,10 @@ impl Element for f16 {
     fn narrow(from: &[Self], scale: f32, to: &mut [u16]) {
         to.iter_mut().zip(from).for_each(|(to, from)| *to = nearest_bf16(scale * from.to_f32()));
     }
+
+    fn elements(from: &[Self]) -> Elements<'_> {
+        Elements::F16(from)
+    }
 }
 
 /// A matrix seen as lines (rows of the left factor, columns of the right one) along the inner
@@ -79,10 +85,9 @@ pub(crate) struct Lines<'a, T> {
     pub(crate) step_stride: usize,
 }
 
-impl<'a, T: Element> Lines<'a, T> {
-    /// The same, if they are f32.
-    pub(crate) fn as_f32(self) -> Option<Lines<'a, f32>> {
-        let data = T::as_f32(self.data)?;
-        Some(Lines { data, line_stride: self.line_stride, step_stride: self.step_stride })
+impl<T> Lines<'_, T> {
+    /// The same of other elements.
+    pub(crate) fn over<U>(self, data: &[U]) -> Lines<'_, U> {
+        Lines { data, line_stride: self.line_stride, step_stride: self.step_stride }
     }
 }

@@ -4,6 +4,8 @@
 
 use std::arch::x86_64::*;
 
+use half::bf16;
+
 use crate::kernels::simd::{Level, level};
 
 /// Lanes of a vector.
@@ -17,7 +19,7 @@ pub(super) fn exists() -> bool {
 /// Rounds up to 32 elements to pairs, with zeros after them.
 #[target_feature(enable = "avx512f,avx512bf16")]
 pub(super) fn pairs(from: &[f32], scale: f32, to: &mut [u32; LANES]) {
-    round(from, 0, _mm512_set1_ps(scale), to);
+    round_vector(from, 0, _mm512_set1_ps(scale), to);
 }
 
 /// Rounds the first `len` elements of lines to pairs: `to` holds vector after vector of the pairs of
@@ -34,13 +36,13 @@ pub(super) fn lines<'a, const HEIGHT: usize>(
     for (i, line) in lines.enumerate() {
         let line = line.get(..len).unwrap_or_default();
         for (part, to) in to.chunks_exact_mut(HEIGHT).enumerate() {
-            round(line, part * 2 * LANES, scale, &mut to[i]);
+            round_vector(line, part * 2 * LANES, scale, &mut to[i]);
         }
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn round(from: &[f32], first: usize, scale: __m512, to: &mut [u32; LANES]) {
+fn round_vector(from: &[f32], first: usize, scale: __m512, to: &mut [u32; LANES]) {
     let high = load(from, first + LANES, scale);
     let pairs = _mm512_cvtne2ps_pbh(high, load(from, first, scale));
     // SAFETY: the target is one vector.
@@ -50,7 +52,7 @@ fn round(from: &[f32], first: usize, scale: __m512, to: &mut [u32; LANES]) {
 /// Rounds two rows from their element `first` on and weaves them, the first row's elements into
 /// the low halves; zeros where a row ends before `to`.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(super) fn woven([low, high]: [&[f32]; 2], first: usize, scale: f32, to: &mut [u32]) {
+pub(super) fn round([low, high]: [&[f32]; 2], first: usize, scale: f32, to: &mut [u32]) {
     let scale = _mm512_set1_ps(scale);
     for (i, to) in to.chunks_mut(LANES).enumerate() {
         let at = first + i * LANES;
@@ -61,6 +63,26 @@ pub(super) fn woven([low, high]: [&[f32]; 2], first: usize, scale: f32, to: &mut
         // SAFETY: the mask keeps the store inside the chunk.
         unsafe { _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), mask(to.len()), pairs) };
     }
+}
+
+/// Weaves two rows of bf16 as [`round`] does.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) fn weave([low, high]: [&[bf16]; 2], first: usize, to: &mut [u32]) {
+    for (i, to) in to.chunks_mut(LANES).enumerate() {
+        let [low, high] = [load_bf16(low, first + i * LANES), load_bf16(high, first + i * LANES)];
+        let pairs = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
+        // SAFETY: the mask keeps the store inside the chunk.
+        unsafe { _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), mask(to.len()), pairs) };
+    }
+}
+
+/// Elements from `first` on as integers, with zeros after the end.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn load_bf16(from: &[bf16], first: usize) -> __m512i {
+    let rest = from.get(first..).unwrap_or_default();
+    // SAFETY: the mask keeps the load inside the slice.
+    let loaded = unsafe { _mm256_maskz_loadu_epi16(mask(rest.len()), rest.as_ptr().cast()) };
+    _mm512_cvtepu16_epi32(loaded)
 }
 
 /// An element of the first half, then one of the second.

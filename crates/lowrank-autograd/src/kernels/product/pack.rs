@@ -1,12 +1,15 @@
 //! Packing: a strip of a matrix is laid out as a tile kernel reads it, widened or rounded on the
 //! way to what the kernel multiplies.
 
+use half::bf16;
+
 use super::{
     super::simd::{prefetch, prefetch_early, vectorized},
     element::{Element, Lines},
     engine::Engine,
     narrow,
 };
+use crate::weight::Elements;
 
 /// Lines and lanes of a block that is transposed in registers.
 const BLOCK: usize = 16;
@@ -59,10 +62,10 @@ impl Strip {
 #[expect(unsafe_code, reason = "a function compiled for another instruction set")]
 pub(crate) fn pack<T: Element>(engine: Engine, from: Lines<'_, T>, strip: Strip, out: &mut [u32]) {
     let out = &mut out[..strip.steps() * strip.width];
-    match (from.step_stride, from.line_stride, strip.lanes, from.as_f32()) {
+    match (from.step_stride, from.line_stride, strip.lanes, T::elements(from.data)) {
         // SAFETY: the machine has the instructions.
-        (1, _, Lanes::Bf16Pairs, Some(from)) if narrow::exists() => unsafe {
-            round_lines(engine, from, strip, out);
+        (1, _, Lanes::Bf16Pairs, Elements::F32(data)) if narrow::exists() => unsafe {
+            round_lines(engine, from.over(data), strip, out);
         },
         (1, _, lanes, _) => along_lines(engine, from, strip, lanes, out),
         (_, 1, ..) => across(from, strip, &mut [out]),
@@ -180,11 +183,15 @@ fn transpose(engine: Engine, block: &Block, out: &mut [u32], stride: usize, widt
 /// side: what is read lies in long runs. Panels are filled up with zeros.
 #[expect(unsafe_code, reason = "a function compiled for another instruction set")]
 pub(super) fn across<T: Element>(from: Lines<'_, T>, strip: Strip, panels: &mut [&mut [u32]]) {
-    match (strip.lanes, from.as_f32()) {
+    match (strip.lanes, T::elements(from.data)) {
         (Lanes::F32, _) => copy_steps(from, strip, panels),
         // SAFETY: the machine has the instructions.
-        (Lanes::Bf16Pairs, Some(from)) if narrow::exists() => unsafe {
-            round_steps(from, strip, panels);
+        (Lanes::Bf16Pairs, Elements::F32(data)) if narrow::exists() => unsafe {
+            round_f32_steps(from.over(data), strip, panels);
+        },
+        // SAFETY: as above.
+        (Lanes::Bf16Pairs, Elements::Bf16(data)) if narrow::exists() && strip.scale == 1.0 => unsafe {
+            weave_bf16_steps(from.over(data), strip, panels);
         },
         (Lanes::Bf16Pairs, _) => weave_steps(from, strip, panels),
     }
@@ -269,14 +276,30 @@ vectorized! {
 }
 
 /// The same of f32, by the machine's own instruction.
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn round_steps(from: Lines<'_, f32>, strip: Strip, panels: &mut [&mut [u32]]) {
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn round_f32_steps(from: Lines<'_, f32>, strip: Strip, panels: &mut [&mut [u32]]) {
+    two_steps(from, strip, panels, |rows, first, to| narrow::round(rows, first, strip.scale, to));
+}
+
+/// The same of bf16 as they are.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn weave_bf16_steps(from: Lines<'_, bf16>, strip: Strip, panels: &mut [&mut [u32]]) {
+    two_steps(from, strip, panels, |rows, first, to| narrow::weave(rows, first, to));
+}
+
+/// Has `weave` fill each panel's lanes of two steps, from their elements of this number on.
+#[inline(always)]
+fn two_steps<T: Element>(
+    from: Lines<'_, T>,
+    strip: Strip,
+    panels: &mut [&mut [u32]],
+    weave: impl Fn([&[T]; 2], usize, &mut [u32]),
+) {
     let steps = panels.first().map_or(0, |panel| panel.len() / strip.width);
     for step in 0..steps {
-        let sources = [elements(from, &strip, 2 * step), elements(from, &strip, 2 * step + 1)];
+        let rows = [elements(from, &strip, 2 * step), elements(from, &strip, 2 * step + 1)];
         for (i, panel) in panels.iter_mut().enumerate() {
-            let to = &mut panel[step * strip.width..][..strip.width];
-            narrow::woven(sources, i * strip.width, strip.scale, to);
+            weave(rows, i * strip.width, &mut panel[step * strip.width..][..strip.width]);
         }
     }
 }
