@@ -15,6 +15,7 @@ mod dots;
 mod element;
 mod engine;
 mod fallback;
+mod line;
 #[cfg(target_arch = "x86_64")]
 mod narrow;
 #[cfg(target_arch = "x86_64")]

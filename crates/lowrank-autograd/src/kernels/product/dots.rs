@@ -7,6 +7,7 @@ use super::{
     super::simd::vectorized,
     Factor,
     element::{Element, Lines},
+    line::{self, Wide},
 };
 use crate::weight::Elements;
 
@@ -18,13 +19,13 @@ const LEAST: usize = 1 << 14;
 const MOST: usize = 1 << 17;
 /// Lines whose sums a task keeps where the steps lie contiguous.
 const COLUMNS: usize = 256;
-/// Elements read at a time.
-const CHUNK: usize = 16;
+/// Elements that a line has at least, if it is to be read in vectors.
+const SHORT: usize = 64;
 
 /// Whether the product of these is one of this file: `few` of f32, contiguous along the inner
 /// dimension, and `many` contiguous along either.
 pub(crate) fn fits(few: &Factor<'_>, many: &Factor<'_>) -> bool {
-    let along = many.step_stride == 1 && many.inner >= 4 * CHUNK;
+    let along = many.step_stride == 1 && many.inner >= SHORT;
     let across = many.line_stride == 1 && few.lines <= 2;
     matches!(few.elements, Elements::F32(_))
         && few.step_stride == 1
@@ -47,7 +48,7 @@ pub(crate) fn dots(
     }
 }
 
-fn dots_of<T: Element>(
+fn dots_of<T: Wide>(
     few: &Factor<'_>,
     many: &Factor<'_>,
     data: &[T],
@@ -68,23 +69,25 @@ fn dots_of<T: Element>(
             let mut sums = [0.0; COLUMNS];
             for i in 0..few.lines {
                 let sums = &mut sums[..lines.len()];
-                weighted_sum(line(x, i, few.inner), rows, lines.start, sums);
+                weighted_sum(line_of(x, i, few.inner), rows, lines.start, sums);
                 sums.iter().enumerate().for_each(|(j, s)| put(lines.start + j, i, scale * s));
             }
             return;
         }
         for j in lines {
-            let row = line(rows, j, few.inner);
-            let put = |i: usize, sum: f32| put(j, i, scale * sum);
+            let row = line_of(rows, j, few.inner);
+            let put = |sums: &[f32]| {
+                sums.iter().enumerate().for_each(|(i, sum)| put(j, i, scale * sum));
+            };
             match few.lines {
-                1 => line_dots(row, x, &mut [[0.0; 4 * CHUNK]; 1], put),
-                2 => line_dots(row, x, &mut [[0.0; 2 * CHUNK]; 2], put),
-                3 => line_dots(row, x, &mut [[0.0; CHUNK]; 3], put),
-                4 => line_dots(row, x, &mut [[0.0; CHUNK]; 4], put),
-                5 => line_dots(row, x, &mut [[0.0; CHUNK]; 5], put),
-                6 => line_dots(row, x, &mut [[0.0; CHUNK]; 6], put),
-                7 => line_dots(row, x, &mut [[0.0; CHUNK]; 7], put),
-                _ => line_dots(row, x, &mut [[0.0; CHUNK]; FEW], put),
+                1 => put(&line::dots(row, few_lines::<1>(x, row.len()))),
+                2 => put(&line::dots(row, few_lines::<2>(x, row.len()))),
+                3 => put(&line::dots(row, few_lines::<3>(x, row.len()))),
+                4 => put(&line::dots(row, few_lines::<4>(x, row.len()))),
+                5 => put(&line::dots(row, few_lines::<5>(x, row.len()))),
+                6 => put(&line::dots(row, few_lines::<6>(x, row.len()))),
+                7 => put(&line::dots(row, few_lines::<7>(x, row.len()))),
+                _ => put(&line::dots(row, few_lines::<FEW>(x, row.len()))),
             }
         }
     };
@@ -94,52 +97,15 @@ fn dots_of<T: Element>(
     }
 }
 
+/// The first of the few.
+fn few_lines<const F: usize>(few: Lines<'_, f32>, len: usize) -> [&[f32]; F] {
+    std::array::from_fn(|i| line_of(few, i, len))
+}
+
 /// One line of contiguous steps.
-fn line<T>(lines: Lines<'_, T>, index: usize, len: usize) -> &[T] {
+fn line_of<T>(lines: Lines<'_, T>, index: usize, len: usize) -> &[T] {
     let start = index * lines.line_stride;
     lines.data.get(start..start + len).unwrap_or_default()
-}
-
-vectorized! {
-    /// One of the many with each of the first `F` of the few; `zeros` sets how many sums run
-    /// beside each other, to be added in a fixed order at the end.
-    fn line_dots[T: Element, const F: usize, const L: usize](
-        row: &[T], few: Lines<'_, f32>, zeros: &mut [[f32; L]; F], put: impl Fn(usize, f32),
-    ) {
-        let mut sums = *zeros;
-        let mut wide = [0.0; L];
-        let few: [&[f32]; F] = std::array::from_fn(|i| line(few, i, row.len()));
-        let (chunks, rest) = row.as_chunks::<L>();
-        // Chunks are arrays throughout, whose loops the compiler unrolls into registers.
-        let few_chunks: [&[[f32; L]]; F] = std::array::from_fn(|i| few[i].as_chunks::<L>().0);
-        for (at, chunk) in chunks.iter().enumerate() {
-            T::widen(chunk, 1.0, &mut wide);
-            for (sums, x) in sums.iter_mut().zip(&few_chunks) {
-                let Some(x) = x.get(at) else { break };
-                for ((sum, x), w) in sums.iter_mut().zip(x).zip(&wide) {
-                    *sum += x * w;
-                }
-            }
-        }
-        T::widen(rest, 1.0, &mut wide);
-        for (i, (sums, x)) in sums.iter().zip(&few).enumerate() {
-            let x = x.get(row.len() - rest.len()..).unwrap_or_default();
-            let tail: f32 = x.iter().zip(&wide).map(|(x, w)| x * w).sum();
-            put(i, whole_sum(sums) + tail);
-        }
-    }
-}
-
-/// The sum of all lanes, in an order that vector registers like.
-#[inline(always)]
-fn whole_sum<const L: usize>(sums: &[f32; L]) -> f32 {
-    let mut lanes = [0.0; CHUNK];
-    for part in sums.as_chunks::<CHUNK>().0 {
-        lanes.iter_mut().zip(part).for_each(|(sum, v)| *sum += v);
-    }
-    let eight: [f32; 8] = std::array::from_fn(|k| lanes[k] + lanes[k + 8]);
-    let four: [f32; 4] = std::array::from_fn(|k| eight[k] + eight[k + 4]);
-    (four[0] + four[2]) + (four[1] + four[3])
 }
 
 vectorized! {
@@ -152,7 +118,7 @@ vectorized! {
             let start = step * many.step_stride + first;
             let row = many.data.get(start..start + count).unwrap_or_default();
             T::widen(row, 1.0, &mut wide);
-            total.iter_mut().zip(&wide).for_each(|(sum, w)| *sum += x * w);
+            total.iter_mut().zip(&wide).for_each(|(sum, w)| *sum = x.mul_add(*w, *sum));
         }
         sums.copy_from_slice(&total[..count]);
     }
