@@ -152,6 +152,15 @@ impl Value {
         Value { data, trace: Trace::Recorded(Node::operation(op, parents, backward)), half }
     }
 
+    /// The places for the bf16 versions of operands, if an operation on them keeps both and none
+    /// has before.
+    pub(crate) fn halves_to_fill<'v>(operands: [&'v Value; 2]) -> Option<[&'v Half; 2]> {
+        let kept = Self::without_record(&operands).is_none()
+            && operands.iter().all(|operand| operand.needs_gradient());
+        let [a, b] = operands.map(|operand| operand.half().filter(|half| half.get().is_none()));
+        Some([a?, b?]).filter(|_| kept)
+    }
+
     /// The trace of an operation's result where there is nothing to record.
     fn without_record(parents: &[&Value]) -> Option<Trace> {
         let trains = parents.iter().any(|p| p.needs_gradient());

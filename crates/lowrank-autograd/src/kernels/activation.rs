@@ -1,9 +1,11 @@
 //! Activation functions and their derivatives, without branches, so that loops over them are
 //! vectorized.
 
+use half::bf16;
+
 use super::{
-    buffer::{PIECE, filled, filled_pair},
-    elementwise::piece,
+    buffer::{PIECE, filled, filled_beside, filled_pair},
+    elementwise::{narrow, piece},
     rows::gather,
     simd::{exp, sigmoid, tanh, vectorized},
 };
@@ -93,6 +95,20 @@ pub(crate) fn gated(f: Activation, g: Elements<'_>, u: &[f32]) -> Vec<f32> {
     with_curve!(f, C => filled(g.len(), PIECE, |i, y| {
         let (range, mut room) = (i..i + y.len(), Vec::new());
         gate(y, piece(g, range.clone(), &mut room), &u[range], C {});
+    }))
+}
+
+/// [`gated`], and `g` and `u` in bf16: while they are at hand.
+pub(crate) fn gated_and_narrowed(
+    f: Activation,
+    g: &[f32],
+    u: &[f32],
+) -> (Vec<f32>, [Vec<bf16>; 2]) {
+    with_curve!(f, C => filled_beside(g.len(), PIECE / 2, |i, y, [half_g, half_u]| {
+        let (g, u) = (&g[i..i + y.len()], &u[i..i + y.len()]);
+        gate(y, g, u, C {});
+        narrow(half_g, g);
+        narrow(half_u, u);
     }))
 }
 

@@ -43,6 +43,42 @@ pub(crate) fn filled_pair(
     [finish(first, len), finish(second, len)]
 }
 
+/// A new buffer and two of other numbers beside it, as [`filled_pair`].
+pub(crate) fn filled_beside<T: Copy + Default + Send>(
+    len: usize,
+    piece: usize,
+    fill: impl Fn(usize, &mut [f32], [&mut [T]; 2]) + Sync,
+) -> (Vec<f32>, [Vec<T>; 2]) {
+    let piece = piece.max(1);
+    let (mut first, mut others) =
+        (Vec::with_capacity(len), [(); 2].map(|()| Vec::with_capacity(len)));
+    let [a, b] = &mut others;
+    let beside = pieces(a, len, piece).zip(pieces(b, len, piece));
+    let slots = pieces(&mut first, len, piece).zip(beside).enumerate();
+    slots.for_each(|(i, (to, (a, b)))| fill(i * piece, zeroed(to), [zeroed(a), zeroed(b)]));
+    (finish(first, len), others.map(|other| finish(other, len)))
+}
+
+/// A new buffer in parts of these lengths, each filled by a task of its own, and what the tasks
+/// return. `fill` is given the number of each part, and the part, which is zero.
+pub(crate) fn filled_parts<R: Send>(
+    lens: &[usize],
+    fill: impl Fn(usize, &mut [f32]) -> R + Sync,
+) -> (Vec<f32>, Vec<R>) {
+    let len = lens.iter().sum();
+    let mut buffer = Vec::with_capacity(len);
+    let mut rest = &mut buffer.spare_capacity_mut()[..len];
+    let mut parts = Vec::with_capacity(lens.len());
+    for len in lens {
+        let (part, behind) = rest.split_at_mut(*len);
+        parts.push(part);
+        rest = behind;
+    }
+    let parts = parts.into_par_iter().enumerate();
+    let found = parts.map(|(i, slots)| fill(i, zeroed(slots))).collect();
+    (finish(buffer, len), found)
+}
+
 type Slots<'a, T> = rayon::slice::ChunksMut<'a, MaybeUninit<T>>;
 
 fn pieces<T: Send>(buffer: &mut Vec<T>, len: usize, piece: usize) -> Slots<'_, T> {
@@ -59,8 +95,8 @@ fn zeroed<T: Copy + Default>(slots: &mut [MaybeUninit<T>]) -> &mut [T] {
 #[expect(unsafe_code, reason = "a buffer's length is set once all of it has been written")]
 fn finish<T>(mut buffer: Vec<T>, len: usize) -> Vec<T> {
     debug_assert!(buffer.is_empty() && buffer.capacity() >= len);
-    // SAFETY: the capacity is at least `len`, and `pieces` has cut all of the first `len` slots
-    // into pieces, each of which `zeroed` has written.
+    // SAFETY: the capacity is at least `len`, and all of the first `len` slots have been cut into
+    // pieces, each of which `zeroed` has written.
     unsafe { buffer.set_len(len) };
     buffer
 }

@@ -48,14 +48,16 @@ pub(crate) fn zip(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> V
 
 /// The nearest bf16 of every element.
 pub(crate) fn narrowed(x: &[f32]) -> Vec<bf16> {
-    vectorized! {
-        fn run(y: &mut [bf16], x: &[f32]) {
-            for (y, x) in y.iter_mut().zip(x) {
-                *y = bf16::from_bits(nearest_bf16(*x));
-            }
+    filled(x.len(), PIECE, |start, y| narrow(y, &x[start..start + y.len()]))
+}
+
+vectorized! {
+    /// The nearest bf16 of every element.
+    pub(crate) fn narrow(y: &mut [bf16], x: &[f32]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = bf16::from_bits(nearest_bf16(*x));
         }
     }
-    filled(x.len(), PIECE, |start, y| run(y, &x[start..start + y.len()]))
 }
 
 /// Every element in f32.

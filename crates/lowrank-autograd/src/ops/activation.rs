@@ -1,6 +1,8 @@
 //! Activation functions and gated units: `y = f(x)`, `dx = dy·f'(x)`; and `y = f(g)·u`
 //! (arXiv:2002.05202), `dg = dy·u·f'(g)`, `du = dy·f(g)`. Inputs are saved, outputs aren't.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 
 use crate::{
@@ -80,7 +82,16 @@ pub fn gated(gate: &Value, up: &Value, f: Activation) -> Result<Value> {
     check_dims(OP, "the second operand", up.data(), gate.dims())?;
     let (g_data, u_data) = (gate.data().contiguous()?, up.data().contiguous()?);
     let (g, u) = (F32::of(OP, &g_data)?, F32::of(OP, &u_data)?);
-    let y = kernel::gated(f, Elements::F32(&g), &u);
+    let y = match Value::halves_to_fill([gate, up]) {
+        Some(halves) => {
+            let (y, narrowed) = kernel::gated_and_narrowed(f, &g, &u);
+            for (half, elements) in halves.into_iter().zip(narrowed) {
+                half.get_or_init(|| Arc::new(elements));
+            }
+            y
+        }
+        None => kernel::gated(f, Elements::F32(&g), &u),
+    };
     Ok(Value::record(OP, tensor(y, gate.dims())?, [gate, up], |[need_g, need_u]| {
         let kept_g = Kept::of(gate, &g_data, &g);
         let kept_u = need_g.then(|| Kept::of(up, &u_data, &u)); // only the gate's gradient reads it

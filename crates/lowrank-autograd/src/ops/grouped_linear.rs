@@ -9,13 +9,14 @@
 use std::{ops::Range, sync::Arc};
 
 use candle_core::{DType, Tensor};
-use rayon::prelude::*;
 
 use crate::{
     Error, Result, Value, Weight,
     kept::Kept,
     kernels::{
-        F32, check_dims, dims2,
+        F32,
+        buffer::filled_parts,
+        check_dims, dims2,
         product::{self, Target, Term, View, product_parallel},
         tensor,
     },
@@ -64,16 +65,6 @@ impl Layout {
     fn used(&self) -> Vec<(usize, Range<usize>)> {
         let groups = self.groups.iter().cloned().enumerate();
         groups.filter(|(_, rows)| !rows.is_empty()).collect()
-    }
-
-    /// The rows of each expert that has any, in memory of `width` elements a row.
-    fn split<'a>(&self, mut memory: &'a mut [f32], width: usize) -> Vec<&'a mut [f32]> {
-        let cut = |(_, rows): (usize, Range<usize>)| {
-            let (own, rest) = std::mem::take(&mut memory).split_at_mut(rows.len() * width);
-            memory = rest;
-            own
-        };
-        self.used().into_iter().map(cut).collect()
     }
 
     fn matrix(&self, stack: &Weight, expert: usize) -> Result<Weight> {
@@ -248,21 +239,25 @@ fn forward(
     factors: &[Factor<'_>],
 ) -> Result<(Vec<f32>, Hidden)> {
     let (input, out) = (layout.input, layout.part.len());
-    let mut y = vec![0.0; layout.rows() * out];
-    let tasks = layout.used().into_par_iter().zip(layout.split(&mut y, out));
-    let hidden = tasks.map(|((expert, rows), y)| {
+    let used = layout.used();
+    let (y, hidden) = filled_parts(&lens(&used, out), |at, y| {
+        let (expert, rows) = &used[at];
         let (n, x) = (rows.len(), &x[rows.start * input..rows.end * input]);
         let view = View::new(x, n, input);
         let hidden: Vec<Vec<f32>> =
-            (factors.iter()).map(|t| times(t.scale, view, t.a_of(expert).t(), [n, t.r])).collect();
+            (factors.iter()).map(|t| times(t.scale, view, t.a_of(*expert).t(), [n, t.r])).collect();
         let terms: Vec<Term<'_>> = (factors.iter().zip(&hidden))
-            .map(|(t, h)| Term { left: View::new(h, n, t.r), right: t.b_of(expert, out).t() })
+            .map(|(t, h)| Term { left: View::new(h, n, t.r), right: t.b_of(*expert, out).t() })
             .collect();
-        product::linear_into(y, x, n, &layout.matrix(stack, expert)?, &terms)?;
+        product::linear_into(y, x, n, &layout.matrix(stack, *expert)?, &terms)?;
         Ok(hidden)
     });
-    let hidden = hidden.collect::<Result<_>>()?;
-    Ok((y, hidden))
+    Ok((y, hidden.into_iter().collect::<Result<_>>()?))
+}
+
+/// Elements of each expert's rows, of `width` each.
+fn lens(used: &[(usize, Range<usize>)], width: usize) -> Vec<usize> {
+    used.iter().map(|(_, rows)| rows.len() * width).collect()
 }
 
 struct Saved {
@@ -294,19 +289,15 @@ impl Saved {
         let dy = F32::of(OP, dy)?;
         let x = self.x.as_ref().map(Kept::tensor).transpose()?;
         let x = x.as_ref().map(|x| F32::of(OP, x)).transpose()?;
-        let mut dx = vec![0.0; if self.need_x { n * input } else { 0 }];
         let (used, factors) = (layout.used(), factors(&self.terms, layout)?);
-        let places: Vec<Option<&mut [f32]>> = match self.need_x {
-            true => layout.split(&mut dx, input).into_iter().map(Some).collect(),
-            false => used.iter().map(|_| None).collect(),
-        };
-        let tasks = used.into_par_iter().zip(places).enumerate();
-        let found = tasks.map(|(at, ((expert, rows), dx))| {
+        let width = if self.need_x { input } else { 0 };
+        let (dx, found) = filled_parts(&lens(&used, width), |at, dx| {
+            let ((expert, rows), dx) = (&used[at], self.need_x.then_some(dx));
             let dy = &dy[rows.start * layout.part.len()..rows.end * layout.part.len()];
             let x = x.as_ref().map(|x| &x[rows.start * input..rows.end * input]);
-            self.of_expert(expert, at, dy, x, dx, &factors)
+            self.of_expert(*expert, at, dy, x, dx, &factors)
         });
-        let found: Vec<Found> = found.collect::<Result<_>>()?;
+        let found: Vec<Found> = found.into_iter().collect::<Result<_>>()?;
         let dx = self.need_x.then(|| tensor(dx, &[n, input])).transpose()?;
         let mut all = vec![dx];
         if let Some(needed) = self.need_matrix {
