@@ -147,6 +147,21 @@ impl<'a> Target<'a> {
     }
 }
 
+/// `to[j·width + i] = scale·from[i, j]` with zeros where `from`, whose rows are contiguous, has fewer
+/// than `width` of them.
+pub(crate) fn transpose(from: View<'_>, scale: f32, width: usize, to: &mut [f32]) {
+    let to = &mut to[..from.columns * width];
+    #[cfg(target_arch = "x86_64")]
+    return setting::transpose(&from.by_rows(), scale, width, to);
+    #[cfg(not(target_arch = "x86_64"))]
+    for (j, to) in to.chunks_exact_mut(width.max(1)).enumerate() {
+        let (there, beyond) = to.split_at_mut(from.rows.min(width));
+        let column = from.data.iter().skip(j).step_by(from.row_stride);
+        there.iter_mut().zip(column).for_each(|(to, v)| *to = scale * v);
+        beyond.fill(0.0);
+    }
+}
+
 /// `target = keep·target + scale·a·b`; `keep` is 0 or 1 (with 0 the target isn't read).
 pub(crate) fn product(target: &mut Target<'_>, keep: bool, scale: f32, a: View<'_>, b: View<'_>) {
     multiply(target, keep, scale, a, b, false);

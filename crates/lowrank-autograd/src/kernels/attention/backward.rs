@@ -8,7 +8,7 @@ use std::{
 use super::{
     Operands, Saved, Wanted,
     head::{Head, Tile, head_rows, lanes},
-    pairs::{PackedBlock, PackedGroup},
+    pairs::{PackedBlock, PackedGroup, untranspose},
     scratch::Scratch,
     softmax::{self, Known},
     tile::{Left, Rows, Size, multiply},
@@ -117,10 +117,10 @@ impl Block<'_> {
                 }
             }
         }
-        if let Some((packed, _)) = packed.filter(|_| self.group.wanted.q) {
+        if packed.is_some() && self.group.wanted.q {
             let (lanes, dim) = (lanes(&self.rows), self.group.of.shape.head_dim);
             let to = scratch.rows.room(self.rows.len() * dim);
-            packed.untranspose(scratch.transposed.room(dim * lanes), lanes, dim, to);
+            untranspose(scratch.transposed.room(dim * lanes), lanes, dim, to);
         }
         true
     }

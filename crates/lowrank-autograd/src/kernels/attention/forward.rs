@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{
     SoftmaxRow,
     head::{Head, Tile, lanes},
-    pairs::PackedHead,
+    pairs::{PackedHead, untranspose},
     scratch::Scratch,
     softmax::{self, LANES, Running},
     tile::{Left, Size, multiply},
@@ -94,7 +94,7 @@ impl Head<'_> {
             packed.output(&tile, dim, scratch.scores.room(tile.len()), i > 0, output);
         }
         let output = scratch.rows.room(rows.len() * dim);
-        packed.untranspose(scratch.transposed.room(dim * lanes), lanes, dim, output);
+        untranspose(scratch.transposed.room(dim * lanes), lanes, dim, output);
     }
 
     /// Turns a tile's products into probabilities over all keys so far.

@@ -8,7 +8,7 @@ use super::{
     softmax::{self, LANES},
     tile::{Left, Rows, Size, multiply},
 };
-use crate::{Dropout, ops::Span};
+use crate::{Dropout, kernels::product, ops::Span};
 
 /// Keys of a tile.
 pub(super) const KEYS: usize = 64;
@@ -225,13 +225,7 @@ impl<'a> Rows<'a> {
     /// `rows` rows of `dim` elements, transposed and scaled: `[dim, lanes]`, zeros beyond `rows`.
     pub(super) fn transpose(&self, rows: usize, dim: usize, scale: f32, out: &mut [f32]) {
         let lanes = rows.next_multiple_of(LANES);
-        for r in 0..rows {
-            let from = self.row(r, dim);
-            out.iter_mut().skip(r).step_by(lanes).zip(from).for_each(|(o, x)| *o = x * scale);
-        }
-        for out in out.chunks_exact_mut(lanes) {
-            out[rows..].fill(0.0);
-        }
+        product::transpose(self.view(rows, dim), scale, lanes, out);
     }
 }
 

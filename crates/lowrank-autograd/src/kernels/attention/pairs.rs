@@ -13,12 +13,12 @@ use super::{
     tile::Rows,
 };
 use crate::{
-    kernels::product::{Begun, Pairs, Scratch, View},
+    kernels::product::{self, Begun, Pairs, Scratch, View},
     ops::Span,
 };
 
 impl<'a> Rows<'a> {
-    fn view(self, rows: usize, columns: usize) -> View<'a> {
+    pub(super) fn view(self, rows: usize, columns: usize) -> View<'a> {
         View::strided(self.data, rows, columns, self.stride, 1)
     }
 }
@@ -97,11 +97,6 @@ impl PackedHead<'_> {
         self.of.pairs.multiply(&self.begun, scores, tile.lanes(), false, size, factors);
     }
 
-    /// `[dim, lanes]` to `[rows, dim]`.
-    pub(super) fn untranspose(&self, from: &[f32], lanes: usize, dim: usize, to: &mut [f32]) {
-        untranspose(self.of.pairs, from, lanes, dim, to);
-    }
-
     /// `output [+]= valuesᵀ·p`, `[dim, lanes]`.
     pub(super) fn output(&self, tile: &Tile, dim: usize, p: &[f32], keep: bool, to: &mut [f32]) {
         let (keys, lanes) = (tile.keys.len(), tile.lanes());
@@ -112,9 +107,9 @@ impl PackedHead<'_> {
 }
 
 /// `[dim, lanes]` to `[rows, dim]`.
-fn untranspose(pairs: Pairs, from: &[f32], lanes: usize, dim: usize, to: &mut [f32]) {
+pub(super) fn untranspose(from: &[f32], lanes: usize, dim: usize, to: &mut [f32]) {
     let rows = to.len() / dim.max(1);
-    pairs.transpose(View::strided(from, dim, rows, lanes, 1), to);
+    product::transpose(View::strided(from, dim, rows, lanes, 1), 1.0, dim, to);
 }
 
 /// Packs `[inner, columns]`, of which fewer columns may exist.
@@ -197,11 +192,6 @@ impl PackedGroup {
         };
         multiply(scores, dk, [by_rows, &block.queries_t]);
         multiply(dp, dv, [values, &block.dy_t]);
-    }
-
-    /// `[dim, lanes]` to `[rows, dim]`.
-    pub(super) fn untranspose(&self, from: &[f32], lanes: usize, dim: usize, to: &mut [f32]) {
-        untranspose(self.pairs, from, lanes, dim, to);
     }
 
     /// `to [+]= keysᵀ·ds`, `[dim, lanes]`.

@@ -37,10 +37,6 @@ impl Pairs {
         match *self {}
     }
 
-    pub(crate) fn transpose(&self, _from: View<'_>, _to: &mut [f32]) {
-        match *self {}
-    }
-
     pub(crate) fn multiply(
         &self,
         _begun: &Begun,

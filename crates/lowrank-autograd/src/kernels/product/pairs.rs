@@ -4,7 +4,7 @@
 use super::{
     View,
     engine::Engine,
-    pack::{Lanes, Strip},
+    pack::Strip,
     setting::Setting,
     tile::{Place, Run},
 };
@@ -86,15 +86,6 @@ impl Pairs {
         scale: f32,
     ) -> Strip {
         Strip { first_line, lines, first: 0, len, width, lanes: self.0.lanes, scale }
-    }
-
-    /// Lays `from`, whose rows are contiguous, out by columns.
-    #[expect(unsafe_code, reason = "lanes are written as the floats that they are")]
-    pub(crate) fn transpose(&self, from: View<'_>, to: &mut [f32]) {
-        let strip = self.strip(0, from.rows, from.rows, from.columns, 1.0);
-        // SAFETY: a lane has the size of an f32, and packing as f32 writes nothing else.
-        let to = unsafe { std::slice::from_raw_parts_mut(to.as_mut_ptr().cast(), to.len()) };
-        self.0.pack(&from.by_rows(), Strip { lanes: Lanes::F32, ..strip }, to);
     }
 
     /// `to = keep·to + left·right` of `[m, k]` and `[k, n]`, rows of `to` `stride` apart.

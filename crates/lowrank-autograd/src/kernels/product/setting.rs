@@ -100,6 +100,16 @@ impl Setting {
     }
 }
 
+/// As the function of this name above: a panel of f32 is a transpose.
+#[expect(unsafe_code, reason = "lanes are written as the floats that they are")]
+pub(super) fn transpose(from: &Factor<'_>, scale: f32, width: usize, to: &mut [f32]) {
+    let (lines, len) = (from.lines.min(width), from.inner);
+    let strip = Strip { first_line: 0, lines, first: 0, len, width, lanes: Lanes::F32, scale };
+    // SAFETY: a lane has the size of an f32, and packing as f32 writes nothing else.
+    let to = unsafe { std::slice::from_raw_parts_mut(to.as_mut_ptr().cast(), to.len()) };
+    Setting::of(Engine::best(), false).pack(from, strip, to);
+}
+
 impl Factor<'_> {
     /// The factor over its elements.
     fn lines_of<'d, T>(&self, data: &'d [T]) -> Lines<'d, T> {
