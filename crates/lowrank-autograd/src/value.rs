@@ -154,7 +154,7 @@ impl Value {
 
     /// The places for the bf16 versions of operands, if an operation on them keeps both and none
     /// has before.
-    pub(crate) fn halves_to_fill<'v>(operands: [&'v Value; 2]) -> Option<[&'v Half; 2]> {
+    pub(crate) fn halves_to_fill(operands: [&Value; 2]) -> Option<[&Half; 2]> {
         let kept = Self::without_record(&operands).is_none()
             && operands.iter().all(|operand| operand.needs_gradient());
         let [a, b] = operands.map(|operand| operand.half().filter(|half| half.get().is_none()));
