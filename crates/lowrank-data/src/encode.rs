@@ -10,6 +10,7 @@ use crate::tokenizer::Tokenizer;
 mod all;
 mod classification;
 mod cut;
+mod pictures;
 mod preference;
 mod pretraining;
 mod question_answering;
@@ -21,6 +22,7 @@ mod truncate;
 
 pub use all::{Encoded, encode_all};
 pub use classification::{LabelSet, ProblemType};
+pub use pictures::{PictureEncoder, PictureFile};
 pub use preference::{JudgedExample, PairExample};
 pub use question_answering::{ContextWindow, QuestionEncoder, QuestionOptions};
 pub use text_encoder::TextEncoder;
@@ -62,6 +64,8 @@ pub struct Example {
     pub labels: Labels,
     /// 0 for the first text and 1 for the second, for models that tell them apart.
     pub token_type_ids: Option<Vec<u32>>,
+    /// The picture that goes in the places of its image tokens.
+    pub picture: Option<PictureFile>,
     /// Where the row comes from.
     pub source: RowRef,
     /// Tokens that `cutoff_len` removed.
@@ -69,6 +73,11 @@ pub struct Example {
 }
 
 impl Example {
+    /// Tokens and labels, and nothing beside them.
+    pub(crate) fn new(input_ids: Vec<u32>, labels: Labels, source: RowRef, cut: usize) -> Self {
+        Self { input_ids, labels, token_type_ids: None, picture: None, source, cut }
+    }
+
     /// Whether the token at a position is trained.
     #[must_use]
     pub fn is_trained(&self, position: usize) -> bool {
@@ -160,6 +169,7 @@ fn as_conversation(sample: &Sample) -> Result<std::borrow::Cow<'_, Conversation>
             response: Response::Answer(Message::new(Role::Assistant, c.completion.as_str())),
             only_answer: true,
             original: None,
+            images: c.images.clone(),
         })),
         _ => Err(unfit("conversations")),
     }

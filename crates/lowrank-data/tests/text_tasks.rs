@@ -150,7 +150,8 @@ fn a_question_must_leave_room() {
 fn both_texts_end_as_the_tokenizer_ends_them() {
     for row in rows("t5.jsonl", "") {
         let (prompt, completion) = (text(&row["source"]), text(&row["target"]));
-        let sample = Sample::Completion(Completion { at: at(), prompt, completion });
+        let sample =
+            Sample::Completion(Completion { at: at(), prompt, completion, images: Vec::new() });
         let example = encoder("t5", &row["cutoff_len"]).seq2seq(&sample).unwrap();
         assert_eq!(example.input_ids, ids(&row["input_ids"]));
         assert_eq!(example.labels, Labels::Target(ids(&row["labels"])));

@@ -3,18 +3,21 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use lowrank_data::{Example, IGNORE_INDEX, Labels};
+use lowrank_data::{Example, IGNORE_INDEX, ImageProcessor, Labels, Picture, RowProblem};
 use lowrank_models::{Input, Sequences};
+use rayon::prelude::*;
 
 use crate::{Batch, Error, Result, Targets, token_targets};
 
 /// How examples become batches for a model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Collator {
     /// Whether a token's logits are for its successor (causal language models).
     pub shift: bool,
     /// What the decoder of an encoder-decoder begins with.
     pub decoder_start: Option<u32>,
+    /// How the pictures of rows are prepared; they are read for each batch anew.
+    pub pictures: Option<ImageProcessor>,
 }
 
 impl Collator {
@@ -32,6 +35,7 @@ impl Collator {
                 .flat_map(|(_, e)| e.token_type_ids.clone().unwrap_or_else(|| zeros(e)));
             input.token_types = Some(types.collect());
         }
+        input.images = self.pictures.map(|how| images(&how, examples)).transpose()?;
         let labels: Vec<&Labels> = examples.iter().map(|(_, e)| &e.labels).collect();
         let decoder_input = self.decoder_input(&labels)?;
         let read = decoder_input.as_ref().map_or(&input.sequences, |d| &d.sequences);
@@ -108,6 +112,27 @@ impl Collator {
             Some(Labels::None) | None => Ok(Targets::Classes(Arc::new([]))),
         }
     }
+}
+
+/// The pictures of examples, `[examples, 3, height, width]`.
+fn images(how: &ImageProcessor, examples: &[(u64, &Example)]) -> Result<Tensor> {
+    let read = |(_, example): &(u64, &Example)| -> Result<Picture> {
+        let none = || RowProblem::Other { message: "the row has no picture".to_owned() };
+        let picture = example.picture.as_ref().ok_or_else(none).and_then(|file| file.read(how));
+        Ok(picture.map_err(|problem| problem.at(&example.source))?)
+    };
+    let pictures: Vec<Picture> = examples.par_iter().map(read).collect::<Result<_>>()?;
+    let size = |picture: &Picture| (picture.height, picture.width);
+    let (height, width) = pictures.first().map(size).unwrap_or_default();
+    if let Some(other) = pictures.iter().find(|picture| size(picture) != (height, width)) {
+        return Err(Error::Batch(format!(
+            "pictures of {height} by {width} and of {} by {} pixels can't share a batch; let \
+             preprocessor_config.json resize them (`do_resize`)",
+            other.height, other.width
+        )));
+    }
+    let pixels = pictures.iter().flat_map(|p| p.pixels.iter().copied()).collect();
+    Ok(Tensor::from_vec(pixels, (pictures.len(), 3, height, width), &Device::Cpu)?)
 }
 
 fn trained(label: i32) -> Option<u32> {

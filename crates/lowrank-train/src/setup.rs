@@ -2,7 +2,7 @@
 
 use lowrank_data::{DateTime, Example, Fingerprint, Packing as Pack, Tokenizer, pack};
 use lowrank_models::{
-    Family, LabelNames, Model, OpenOptions, PeftModel, ProblemType, Task, get_peft_model,
+    Beside, Family, LabelNames, Model, OpenOptions, PeftModel, ProblemType, Task, get_peft_model,
 };
 use lowrank_peft::{
     LoraConfig, TaskType,
@@ -57,7 +57,7 @@ impl Setup {
         let model = open_model(plan, task, &rows)?;
         remarks.extend(about_model(&model));
         let model = with_adapter(model, plan, lora, task, &mut remarks)?;
-        let vocabulary = model.model().config.size_or("vocab_size", usize::MAX)?;
+        let vocabulary = model.model().text_config()?.size_or("vocab_size", usize::MAX)?;
         check_rows(&rows, vocabulary, plan.train.do_train)?;
         remarks.extend(about_rows(&rows));
         let loader = match plan.train.do_train {
@@ -69,7 +69,9 @@ impl Setup {
             Duration::Steps(steps) => steps,
             Duration::Epochs(epochs) => loader.steps_for(epochs),
         };
-        let collator = Collator { shift: task == Task::CausalLm, decoder_start: start_of(&model)? };
+        let pictures = rows.pictures;
+        let decoder_start = start_of(&model)?;
+        let collator = Collator { shift: task == Task::CausalLm, decoder_start, pictures };
         let fingerprint = Fingerprint::of(rows.train.iter());
         Ok(Self { model, rows, loader, collator, total_steps, fingerprint, remarks })
     }
@@ -192,10 +194,7 @@ fn lora_config(lora: &LoraPlan, model: &Model, task: Task) -> Result<LoraConfig>
         false => Number::Float(v),
     };
     let target_modules = match &lora.target {
-        plan::Target::All => {
-            let model_type = model.architecture.model_type;
-            TargetModules::names(llamafactory_all(&model.modules.infos(), model_type, &[]))
-        }
+        plan::Target::All => TargetModules::names(all_targets(lora, model)),
         plan::Target::AllLinear => TargetModules::AllLinear,
         plan::Target::Names(names) => TargetModules::names(names.clone()),
         plan::Target::Pattern(pattern) => TargetModules::Pattern(pattern.clone()),
@@ -238,6 +237,27 @@ fn lora_config(lora: &LoraPlan, model: &Model, task: Task) -> Result<LoraConfig>
         },
         ..LoraConfig::default()
     })
+}
+
+/// LLaMA-Factory's `all`. Where parts of a model that sees are frozen, names alone can't tell them
+/// from the others, so these are whole paths.
+fn all_targets(lora: &LoraPlan, model: &Model) -> Vec<String> {
+    let (infos, model_type) = (model.modules.infos(), model.architecture.model_type);
+    if model.architecture.beside != Beside::Picture {
+        return llamafactory_all(&infos, model_type, &[]);
+    }
+    let plan::Freeze { vision_tower, multi_modal_projector, language_model } = lora.freeze;
+    let parts: [(bool, &[&str]); 3] = [
+        (vision_tower, &["vision_model."]),
+        (multi_modal_projector, &["qformer.", "language_projection"]),
+        (language_model, &["language_model."]),
+    ];
+    let frozen: Vec<&str> =
+        parts.iter().filter(|(is, _)| *is).flat_map(|(_, names)| *names).copied().collect();
+    let each = infos.iter().filter(|info| {
+        !llamafactory_all(std::slice::from_ref(info), model_type, &frozen).is_empty()
+    });
+    each.map(|info| info.path.clone()).collect()
 }
 
 /// What the decoder of a model that writes targets begins with.

@@ -18,6 +18,8 @@ mod harness;
 mod not_finite;
 #[path = "run/optimizer.rs"]
 mod optimizer;
+#[path = "run/pictures.rs"]
+mod pictures;
 #[path = "run/refusals.rs"]
 mod refusals;
 #[path = "run/resume.rs"]

@@ -77,6 +77,6 @@ impl Encoder {
 
     fn trained(&self, ids: Vec<u32>, source: RowRef, cut: usize) -> Result<Example, RowProblem> {
         let labels = Labels::Tokens(labels_of(&ids)?);
-        Ok(Example { input_ids: ids, labels, token_type_ids: None, source, cut })
+        Ok(Example::new(ids, labels, source, cut))
     }
 }

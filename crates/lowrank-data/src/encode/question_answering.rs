@@ -80,11 +80,8 @@ impl QuestionEncoder {
             .and_then(|answer| tokens_of(&window.second, answer))
             .unwrap_or((cls, cls));
         let example = Example {
-            input_ids: window.ids,
-            labels: Labels::Span { start, end },
             token_type_ids: self.tokenizer.uses_type_ids().then_some(window.type_ids),
-            source: row.at.clone(),
-            cut: 0,
+            ..Example::new(window.ids, Labels::Span { start, end }, row.at.clone(), 0)
         };
         ContextWindow { example, offsets: window.second }
     }

@@ -41,12 +41,10 @@ impl TextEncoder {
         labels: Labels,
         at: &RowRef,
     ) -> Example {
+        let cut = length - kept.ids.len();
         Example {
-            cut: length - kept.ids.len(),
-            input_ids: kept.ids,
-            labels,
             token_type_ids: self.tokenizer.uses_type_ids().then_some(kept.type_ids),
-            source: at.clone(),
+            ..Example::new(kept.ids, labels, at.clone(), cut)
         }
     }
 }

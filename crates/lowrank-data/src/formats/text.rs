@@ -1,5 +1,7 @@
 //! Plain text for pretraining, and prompts with a continuation that no template touches.
 
+use std::path::PathBuf;
+
 use crate::dataset_info::DatasetEntry;
 use crate::error::{RowProblem, RowRef};
 use crate::formats::column;
@@ -23,6 +25,8 @@ pub struct Completion {
     pub prompt: String,
     /// The text to learn.
     pub completion: String,
+    /// The files of its pictures.
+    pub images: Vec<PathBuf>,
 }
 
 pub(super) fn convert(record: &Record, entry: &DatasetEntry) -> Result<PlainText, RowProblem> {

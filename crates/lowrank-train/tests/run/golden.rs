@@ -13,7 +13,7 @@ struct Step {
     learning_rate: f64,
 }
 
-fn check(case: &Case, name: &str) {
+pub(crate) fn check(case: &Case, name: &str) {
     let start = format!("adapter_name_or_path={}", fixture(&format!("{name}_start")).display());
     let (_, heard) = case.run("out", &[&start]);
     let file = std::fs::read(fixture(&format!("{name}.json"))).unwrap();

@@ -55,6 +55,10 @@ impl Case {
         ] {
             fs::copy(from.join(file), case.model.join(file)).unwrap();
         }
+        let pictures = "preprocessor_config.json";
+        if model.join(pictures).exists() {
+            fs::copy(model.join(pictures), case.model.join(pictures)).unwrap();
+        }
         case.with_rows(rows)
     }
 
