@@ -10,6 +10,7 @@ use crate::tokenizer::Tokenizer;
 mod all;
 mod classification;
 mod cut;
+mod masked_words;
 mod pictures;
 mod preference;
 mod pretraining;
@@ -172,6 +173,18 @@ fn as_conversation(sample: &Sample) -> Result<std::borrow::Cow<'_, Conversation>
             images: c.images.clone(),
         })),
         _ => Err(unfit("conversations")),
+    }
+}
+
+/// The text of a plain row; of a conversation its first message.
+fn plain_text(sample: &Sample) -> Result<&str, RowProblem> {
+    match sample {
+        Sample::Text(row) => Ok(&row.text),
+        Sample::Conversation(row) => match row.prompt.first() {
+            Some(first) => Ok(&first.content),
+            None => Err(unfit("texts")),
+        },
+        _ => Err(unfit("texts")),
     }
 }
 

@@ -7,7 +7,7 @@ use lowrank_data::{Example, IGNORE_INDEX, ImageProcessor, Labels, Picture, RowPr
 use lowrank_models::{Input, Sequences};
 use rayon::prelude::*;
 
-use crate::{Batch, Error, Result, Targets, token_targets};
+use crate::{Batch, Error, Result, Targets, objectives::MaskedWords, token_targets};
 
 /// How examples become batches for a model.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,14 +18,30 @@ pub struct Collator {
     pub decoder_start: Option<u32>,
     /// How the pictures of rows are prepared; they are read for each batch anew.
     pub pictures: Option<ImageProcessor>,
+    /// What is hidden of rows whose words are to be guessed.
+    pub masked_words: Option<MaskedWords>,
 }
 
 impl Collator {
+    /// The same for an epoch of training.
+    #[must_use]
+    pub fn in_epoch(self, epoch: u64) -> Self {
+        let masked_words = self.masked_words.map(|words| words.in_epoch(epoch));
+        Self { masked_words, ..self }
+    }
+
     /// A batch of examples and the stable numbers of their samples.
     ///
     /// # Errors
     /// When the examples' labels aren't all of one kind.
     pub fn batch(&self, examples: &[(u64, &Example)]) -> Result<Batch> {
+        let Some(words) = &self.masked_words else { return self.pack(examples) };
+        let hidden: Vec<(u64, Example)> =
+            examples.iter().map(|(id, example)| (*id, words.hide(*id, example))).collect();
+        self.pack(&hidden.iter().map(|(id, example)| (*id, example)).collect::<Vec<_>>())
+    }
+
+    fn pack(&self, examples: &[(u64, &Example)]) -> Result<Batch> {
         let rows: Vec<&[u32]> = examples.iter().map(|(_, e)| e.input_ids.as_slice()).collect();
         let mut input = Input::packed(&rows);
         if examples.iter().any(|(_, e)| e.token_type_ids.is_some()) {

@@ -83,6 +83,7 @@ fn describe((at, problem): &(RowRef, RowProblem)) -> String {
 enum RowEncoder {
     Chat(Box<Encoder>),
     Pairs(TextEncoder),
+    Masked(TextEncoder),
     Labelled(TextEncoder, LabelSet),
     Tagged(TextEncoder, LabelSet),
     Questions(QuestionEncoder),
@@ -100,6 +101,7 @@ impl RowEncoder {
         Ok(match (task, labels) {
             (Task::SeqCls, Some(labels)) => Self::Labelled(texts(tokenizer), labels),
             (Task::TokenCls, Some(labels)) => Self::Tagged(texts(tokenizer), labels),
+            (Task::MaskedLm, _) => Self::Masked(texts(tokenizer)),
             (Task::Seq2SeqLm, _) => Self::Pairs(texts(tokenizer)),
             (Task::QuestionAns, _) => {
                 let options = QuestionOptions { max_length: options.cutoff_len, doc_stride };
@@ -116,6 +118,7 @@ impl RowEncoder {
                 None => encoder.sft(sample),
             },
             Self::Pairs(encoder) => encoder.seq2seq(sample),
+            Self::Masked(encoder) => encoder.masked_words(sample),
             Self::Labelled(encoder, labels) => encoder.classification(sample, labels),
             Self::Tagged(encoder, labels) => encoder.tagging(sample, labels),
             Self::Questions(encoder) => {

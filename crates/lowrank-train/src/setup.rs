@@ -5,7 +5,7 @@ use lowrank_models::{
     Beside, Family, LabelNames, Model, OpenOptions, PeftModel, ProblemType, Task, get_peft_model,
 };
 use lowrank_peft::{
-    LoraConfig, TaskType,
+    LoraConfig,
     lora_config::{Bias, ExcludeModules, InitLoraWeights, Number, OneOrMany, TargetModules},
     targets::llamafactory_all,
 };
@@ -13,8 +13,11 @@ use serde_json::{Value, json};
 
 use crate::{
     Collator, Error, Loader, Order, Result, Rows, data_options,
+    objectives::MaskedWords,
     prepare::rows,
-    recipe::plan::{self, Device, Duration, LoraPlan, MethodPlan, Plan, RopeScaling, WeightDtype},
+    recipe::plan::{
+        self, Device, Duration, LoraPlan, MethodPlan, Plan, RopeScaling, Stage, WeightDtype,
+    },
 };
 
 /// Everything a run needs.
@@ -49,10 +52,10 @@ impl Setup {
         }
         let MethodPlan::Lora(lora) = &plan.method;
         let folder = &plan.model.model_name_or_path;
-        let task = task_of(lora, folder)?;
+        let task = task_of(plan, lora)?;
         let tokenizer = Tokenizer::open(folder)?;
         let options = data_options(plan, now)?;
-        let rows = rows(plan, task, &options, tokenizer)?;
+        let rows = rows(plan, task, &options, tokenizer.clone())?;
         let mut remarks = Vec::new();
         let model = open_model(plan, task, &rows)?;
         remarks.extend(about_model(&model));
@@ -71,14 +74,17 @@ impl Setup {
         };
         let pictures = rows.pictures;
         let decoder_start = start_of(&model)?;
-        let collator = Collator { shift: task == Task::CausalLm, decoder_start, pictures };
+        let masked_words = MaskedWords::of(plan, &tokenizer, vocabulary)?;
+        let shift = task == Task::CausalLm;
+        let collator = Collator { shift, decoder_start, pictures, masked_words };
         let fingerprint = Fingerprint::of(rows.train.iter());
         Ok(Self { model, rows, loader, collator, total_steps, fingerprint, remarks })
     }
 }
 
 /// The recipe's task, or the one that the architecture is made for.
-fn task_of(lora: &LoraPlan, folder: &std::path::Path) -> Result<Task> {
+fn task_of(plan: &Plan, lora: &LoraPlan) -> Result<Task> {
+    let folder = &plan.model.model_name_or_path;
     let path = folder.join("config.json");
     if !path.is_file() {
         let (path, missing) = (folder.to_owned(), "config.json");
@@ -86,7 +92,18 @@ fn task_of(lora: &LoraPlan, folder: &std::path::Path) -> Result<Task> {
     }
     let config = lowrank_models::Config::read(&path)?;
     let architecture = lowrank_models::Architecture::of(&config)?;
-    let task = match (lora.task_type, architecture.family_of(&config)?) {
+    let family = architecture.family_of(&config)?;
+    if matches!(plan.stage, Stage::Pt { .. }) {
+        let has_head = architecture.tasks.contains(&Task::MaskedLm);
+        return has_head.then_some(Task::MaskedLm).ok_or_else(|| {
+            Error::Setup(format!(
+                "`stage: pt` trains encoders to guess hidden words, and `{}` models don't; write \
+                 `stage: sft`, which trains decoders on whole texts as well",
+                architecture.model_type
+            ))
+        });
+    }
+    let task = match (lora.task_type, family) {
         (plan::TaskType::CausalLm, Family::EncoderDecoder) | (plan::TaskType::Seq2SeqLm, _) => {
             Task::Seq2SeqLm
         }
@@ -207,7 +224,7 @@ fn lora_config(lora: &LoraPlan, model: &Model, task: Task) -> Result<LoraConfig>
     let layers: Vec<i64> = lora.layers_to_transform.iter().map(|&l| l as i64).collect();
     let some = |empty: bool| (!empty).then_some(());
     Ok(LoraConfig {
-        task_type: task.task_type().or(Some(TaskType::FeatureExtraction)),
+        task_type: task.task_type(),
         r: lora.lora_rank,
         lora_alpha: number(lora.lora_alpha),
         lora_dropout: Number::Float(lora.lora_dropout),

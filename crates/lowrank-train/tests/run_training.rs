@@ -14,6 +14,8 @@ mod cadence;
 mod golden;
 #[path = "run/harness.rs"]
 mod harness;
+#[path = "run/masked_words.rs"]
+mod masked_words;
 #[path = "run/not_finite.rs"]
 mod not_finite;
 #[path = "run/optimizer.rs"]

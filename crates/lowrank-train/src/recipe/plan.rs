@@ -14,6 +14,8 @@ use std::path::PathBuf;
 /// A training run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
+    /// What it is trained for.
+    pub stage: Stage,
     /// The base model.
     pub model: ModelPlan,
     /// What of it is trained.
@@ -30,6 +32,18 @@ pub struct Plan {
     pub generate: GeneratePlan,
     /// What the recipe says without effect here, to be shown once.
     pub notices: Vec<Notice>,
+}
+
+/// What a run trains for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Stage {
+    /// Answers, labels, texts as they are.
+    Sft,
+    /// Plain texts: an encoder guesses words that are hidden from it.
+    Pt {
+        /// The share of tokens that are to be guessed.
+        mlm_probability: f64,
+    },
 }
 
 /// A chat, a generation, a server.

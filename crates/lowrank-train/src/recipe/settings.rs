@@ -7,8 +7,8 @@
 
 use super::plan::{
     AdamW, Bias, DataPlan, DatasetDir, Duration, Freeze, InitLoraWeights, LoraPlan, MethodPlan,
-    ModelPlan, Packing, Plan, RopeScaling, Target, TaskType, TemplatePlan, TrainPlan, ValSize,
-    Warmup, WeightDtype,
+    ModelPlan, Packing, Plan, RopeScaling, Stage, Target, TaskType, TemplatePlan, TrainPlan,
+    ValSize, Warmup, WeightDtype,
 };
 use indexmap::IndexMap;
 use std::path::PathBuf;
@@ -28,6 +28,10 @@ impl Plan {
     /// Key to value of everything that influences the trained weights, in a fixed order.
     pub fn settings(&self) -> IndexMap<String, String> {
         let mut settings = Settings(IndexMap::new());
+        if let Stage::Pt { mlm_probability } = self.stage {
+            settings.put("stage", "pt");
+            settings.put("mlm_probability", mlm_probability);
+        }
         settings.model(&self.model);
         let MethodPlan::Lora(lora) = &self.method;
         settings.lora(lora);

@@ -134,9 +134,9 @@ pub(super) static KEYS: &[Key] = &[
     here("pure_bf16", Kind::Switch, "false", "base weights in bf16; adapters stay f32 here"),
     here(
         "stage",
-        Kind::OneOf { here: &["sft"], later: &["pt", "rm", "ppo", "dpo", "kto", "grpo"] },
+        Kind::OneOf { here: &["sft", "pt"], later: &["rm", "ppo", "dpo", "kto", "grpo"] },
         "sft",
-        "the objective",
+        "the objective; pt: encoders guess hidden words of plain texts",
     ),
     later("use_adam_mini", Kind::Switch, "false", "Adam-mini"),
     later("use_apollo", Kind::Switch, "false", "APOLLO"),
