@@ -31,7 +31,7 @@ const KEYS: [&str; 11] = [
 ];
 
 /// Columns by role, with the defaults of LLaMA-Factory and of our own formats.
-const COLUMNS: [(&str, Option<&str>); 23] = [
+const COLUMNS: [(&str, Option<&str>); 24] = [
     ("prompt", Some("instruction")),
     ("query", Some("input")),
     ("response", Some("output")),
@@ -55,6 +55,7 @@ const COLUMNS: [(&str, Option<&str>); 23] = [
     ("answers", None),
     ("completion", None),
     ("id", None),
+    ("boxes", None),
 ];
 const TAGS: [(&str, Option<&str>); 7] = [
     ("role_tag", Some("from")),

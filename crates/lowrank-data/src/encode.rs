@@ -3,11 +3,12 @@
 use crate::chat::Chat;
 use crate::conversation::{Conversation, Message, Response, Role};
 use crate::error::{Result, RowProblem, RowRef};
-use crate::formats::Sample;
+use crate::formats::{Sample, WordBox};
 use crate::options::DataOptions;
 use crate::tokenizer::Tokenizer;
 
 mod all;
+mod boxes;
 mod classification;
 mod cut;
 mod masked_words;
@@ -65,6 +66,8 @@ pub struct Example {
     pub labels: Labels,
     /// 0 for the first text and 1 for the second, for models that tell them apart.
     pub token_type_ids: Option<Vec<u32>>,
+    /// The box of each token's word on its page.
+    pub boxes: Option<Vec<WordBox>>,
     /// The picture that goes in the places of its image tokens.
     pub picture: Option<PictureFile>,
     /// Where the row comes from.
@@ -76,7 +79,7 @@ pub struct Example {
 impl Example {
     /// Tokens and labels, and nothing beside them.
     pub(crate) fn new(input_ids: Vec<u32>, labels: Labels, source: RowRef, cut: usize) -> Self {
-        Self { input_ids, labels, token_type_ids: None, picture: None, source, cut }
+        Self { input_ids, labels, token_type_ids: None, boxes: None, picture: None, source, cut }
     }
 
     /// Whether the token at a position is trained.

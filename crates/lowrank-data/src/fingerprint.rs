@@ -22,6 +22,9 @@ impl Fingerprint {
     pub fn add(&mut self, example: &Example) {
         self.numbers(example.input_ids.iter().copied());
         self.numbers(example.token_type_ids.iter().flatten().copied());
+        if let Some(boxes) = &example.boxes {
+            self.numbers(boxes.iter().flatten().copied());
+        }
         if let Some(picture) = &example.picture {
             self.hasher.update(picture.digest.as_bytes());
         }

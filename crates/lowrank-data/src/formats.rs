@@ -11,7 +11,9 @@
 //! | `tagging` | `tokens`, `tags` |
 //! | `question_answering` | SQuAD's `question`, `context`, `answers` |
 //!
-//! Conversations may come with `images`, paths of pictures.
+//! Conversations may come with `images`, paths of pictures; the last four with `boxes` (`bboxes`,
+//! `bbox`): where each word stands on its page. Words are `tokens`, or what white space separates in
+//! `text` or `context`.
 
 use std::path::PathBuf;
 
@@ -21,6 +23,7 @@ use crate::error::{RowProblem, RowRef, list};
 use crate::record::Record;
 
 mod alpaca;
+pub(crate) mod boxes;
 pub(crate) mod classification;
 mod media;
 mod messages;
@@ -31,6 +34,7 @@ pub(crate) mod tagging;
 mod text;
 mod trl;
 
+pub use boxes::WordBox;
 pub use classification::{Label, LabelledText};
 pub use question_answering::{Answer, Question};
 pub use tagging::TaggedWords;
@@ -64,6 +68,18 @@ impl Sample {
             Self::Classification(t) => &t.at,
             Self::Tagging(t) => &t.at,
             Self::QuestionAnswering(q) => &q.at,
+        }
+    }
+
+    /// Where its words stand on their page.
+    #[must_use]
+    pub fn boxes(&self) -> Option<&[WordBox]> {
+        match self {
+            Self::Text(t) => t.boxes.as_deref(),
+            Self::Classification(t) => t.boxes.as_deref(),
+            Self::Tagging(t) => t.boxes.as_deref(),
+            Self::QuestionAnswering(q) => q.boxes.as_deref(),
+            Self::Conversation(_) | Self::Completion(_) => None,
         }
     }
 

@@ -47,6 +47,7 @@ pub use files::{ReadOptions, Rows, read as read_files};
 pub use fingerprint::Fingerprint;
 pub use formats::{
     Answer, Completion, Formatting, Label, LabelledText, PlainText, Question, Sample, TaggedWords,
+    WordBox,
 };
 pub use images::{ImageProcessor, Picture};
 pub use options::{DataOptions, MixStrategy, Packing};

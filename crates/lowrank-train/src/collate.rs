@@ -51,6 +51,12 @@ impl Collator {
                 .flat_map(|(_, e)| e.token_type_ids.clone().unwrap_or_else(|| zeros(e)));
             input.token_types = Some(types.collect());
         }
+        if examples.iter().any(|(_, e)| e.boxes.is_some()) {
+            let zeros = |e: &Example| vec![[0; 4]; e.input_ids.len()];
+            let boxes =
+                examples.iter().flat_map(|(_, e)| e.boxes.clone().unwrap_or_else(|| zeros(e)));
+            input.bbox = Some(boxes.collect());
+        }
         input.images = self.pictures.map(|how| images(&how, examples)).transpose()?;
         let labels: Vec<&Labels> = examples.iter().map(|(_, e)| &e.labels).collect();
         let decoder_input = self.decoder_input(&labels)?;

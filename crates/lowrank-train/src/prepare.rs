@@ -1,16 +1,19 @@
 //! Data sets into encoded rows, for each task in its way.
 
+mod beside;
 mod pictures;
 
 use lowrank_data::{
     Completion, DataOptions, Dataset, Encoder, Example, ImageProcessor, LabelSet, Labels,
     QuestionEncoder, QuestionOptions, Response, RowProblem, RowRef, Sample, TextEncoder, Tokenizer,
 };
-use lowrank_models::Task;
+use lowrank_models::{Architecture, Config, Task};
 use pictures::Pictures;
 use rayon::prelude::*;
 
 use crate::{Result, recipe::plan::Plan};
+
+pub use beside::{missing, needless};
 
 /// Encoded rows for training and evaluation.
 #[derive(Clone, Debug, Default)]
@@ -49,13 +52,23 @@ pub fn rows(plan: &Plan, task: Task, options: &DataOptions, tokenizer: Tokenizer
         Task::TokenCls => Some(LabelSet::of_tags(&all(), given.as_deref())),
         _ => None,
     };
-    let pictures = Pictures::of(plan, train.iter().chain(&eval))?;
+    // Rows can be looked at beside a folder that holds nothing but a tokenizer.
+    let path = plan.model.model_name_or_path.join("config.json");
+    let config = path.is_file().then(|| Config::read(&path)).transpose()?;
+    let architecture = config.as_ref().map(Architecture::of).transpose()?;
+    for sample in train.iter().chain(&eval) {
+        if let Some(problem) = needless(architecture, sample) {
+            return Err(problem.at(sample.at()).into());
+        }
+    }
+    let pictures = Pictures::of(plan, config.as_ref())?;
     let room = pictures.as_ref().map(|pictures| pictures.leave_room(options)).transpose()?;
     let inner = room.as_ref().unwrap_or(options);
     let encoder = RowEncoder::new(task, inner, plan.data.doc_stride, labels.clone(), tokenizer)?;
-    let encode_row = |sample: &Sample| match &pictures {
-        None => encoder.encode(sample),
-        Some(pictures) => pictures.encode(sample, |text| encoder.encode(text)),
+    let encode_row = |sample: &Sample| match (missing(architecture, sample), &pictures) {
+        (Some(problem), _) => Err(problem),
+        (None, None) => encoder.encode(sample),
+        (None, Some(pictures)) => pictures.encode(sample, |text| encoder.encode(text)),
     };
     let mut encode = |samples: &[Sample]| -> Result<Vec<Example>> {
         let mut examples = Vec::with_capacity(samples.len());

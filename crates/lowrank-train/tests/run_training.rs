@@ -8,6 +8,8 @@ mod accumulation;
 mod adapters;
 #[path = "run/batches.rs"]
 mod batches;
+#[path = "run/boxes.rs"]
+mod boxes;
 #[path = "run/cadence.rs"]
 mod cadence;
 #[path = "run/golden.rs"]

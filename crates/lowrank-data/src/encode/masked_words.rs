@@ -10,7 +10,8 @@ impl TextEncoder {
     /// # Errors
     /// A row without a text.
     pub fn masked_words(&self, sample: &Sample) -> Result<Example, RowProblem> {
-        let encoding = self.tokenizer.encoding(plain_text(sample)?, None, true)?;
+        let text = plain_text(sample)?;
+        let encoding = self.tokenizer.encoding(text, None, true)?;
         let kept = self.cut(&encoding)?;
         let mut labels = labels_of(&kept.ids)?;
         for (label, id) in labels.iter_mut().zip(&kept.ids) {
@@ -18,6 +19,8 @@ impl TextEncoder {
                 *label = IGNORE_INDEX;
             }
         }
-        Ok(self.example(kept, encoding.len(), Labels::Tokens(labels), sample.at()))
+        let boxes = self.boxes(text, &kept, sample.boxes());
+        let labels = Labels::Tokens(labels);
+        Ok(Example { boxes, ..self.example(kept, encoding.len(), labels, sample.at()) })
     }
 }

@@ -3,10 +3,12 @@
 
 use tokenizers::Encoding;
 
+use super::boxes::{boxes_of, words_of};
 use super::cut::{Cut, Kept};
 use super::{Example, Labels};
 use crate::error::RowProblem;
 use crate::error::RowRef;
+use crate::formats::WordBox;
 use crate::tokenizer::Tokenizer;
 
 /// Encodes labelled texts, tagged words, and texts with a target text.
@@ -31,6 +33,16 @@ impl TextEncoder {
 
     pub(super) fn cut(&self, encoding: &Encoding) -> Result<Kept, RowProblem> {
         Cut::new(encoding, self.tokenizer.truncates_left()).longest_first(self.cutoff_len)
+    }
+
+    /// The boxes of a text's tokens.
+    pub(super) fn boxes(
+        &self,
+        text: &str,
+        kept: &Kept,
+        boxes: Option<&[WordBox]>,
+    ) -> Option<Vec<WordBox>> {
+        boxes.map(|boxes| boxes_of(&self.tokenizer, &kept.ids, words_of(text, &kept.first), boxes))
     }
 
     /// An example of what was kept of `length` tokens.

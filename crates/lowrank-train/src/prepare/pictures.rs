@@ -18,25 +18,15 @@ impl Pictures {
     /// Those of a plan's model, if it looks at any.
     ///
     /// # Errors
-    /// When the model's folder doesn't say how pictures are prepared, or some of `samples` have
-    /// pictures and the model sees none.
-    pub(super) fn of<'a>(
-        plan: &Plan,
-        mut samples: impl Iterator<Item = &'a Sample>,
-    ) -> Result<Option<Self>> {
-        let folder = &plan.model.model_name_or_path;
-        let path = folder.join("config.json");
-        // Rows can be looked at beside a folder that holds nothing but a tokenizer.
-        let config = path.is_file().then(|| Config::read(&path)).transpose()?;
-        let tokens = config.as_ref().map(ImageTokens::of).transpose()?.flatten();
-        let Some(ImageTokens { id, count }) = tokens else {
-            return match samples.find(|sample| !sample.images().is_empty()) {
-                None => Ok(None),
-                Some(sample) => Err(sees_none(config.as_ref()).at(sample.at()).into()),
-            };
+    /// When the model's folder doesn't say how pictures are prepared.
+    pub(super) fn of(plan: &Plan, config: Option<&Config>) -> Result<Option<Self>> {
+        let Some(ImageTokens { id, count }) = config.map(ImageTokens::of).transpose()?.flatten()
+        else {
+            return Ok(None);
         };
         let (fewest, most) = (plan.data.image_min_pixels, plan.data.image_max_pixels);
-        let processor = ImageProcessor::open(folder)?.with_pixels(fewest, most);
+        let processor =
+            ImageProcessor::open(&plan.model.model_name_or_path)?.with_pixels(fewest, most);
         let encoder = PictureEncoder::new(processor, id, count);
         Ok(Some(Self { processor, encoder, tokens: count }))
     }
@@ -60,14 +50,4 @@ impl Pictures {
     ) -> Result<Vec<Example>, RowProblem> {
         self.encoder.encode(sample, encode)
     }
-}
-
-fn sees_none(config: Option<&Config>) -> RowProblem {
-    let model_type = config.and_then(|config| config.word("model_type").ok().flatten());
-    let message = format!(
-        "the row has pictures (`images`), but the model ({}) sees none; train one that does \
-         (blip-2), or take `images` out of the data set's `columns`",
-        model_type.unwrap_or("without a config.json")
-    );
-    RowProblem::Other { message }
 }
