@@ -31,7 +31,7 @@ const KEYS: [&str; 11] = [
 ];
 
 /// Columns by role, with the defaults of LLaMA-Factory and of our own formats.
-const COLUMNS: [(&str, Option<&str>); 23] = [
+const COLUMNS: [(&str, Option<&str>); 24] = [
     ("prompt", Some("instruction")),
     ("query", Some("input")),
     ("response", Some("output")),
@@ -55,6 +55,7 @@ const COLUMNS: [(&str, Option<&str>); 23] = [
     ("answers", None),
     ("completion", None),
     ("id", None),
+    ("boxes", None),
 ];
 const TAGS: [(&str, Option<&str>); 7] = [
     ("role_tag", Some("from")),
@@ -117,6 +118,8 @@ pub struct DatasetEntry {
     pub tags: Names,
     /// The label names of a classification set, in the order of their ids.
     pub labels: Option<Vec<String>>,
+    /// Where the paths of pictures begin: the first folder that has the file.
+    pub media_dirs: Vec<PathBuf>,
 }
 
 impl DatasetEntry {
@@ -132,8 +135,15 @@ impl DatasetEntry {
             columns: Names::default(),
             tags: Names::defaults(&TAGS),
             labels: None,
+            media_dirs: folder_of(path),
         }
     }
+}
+
+/// The folder of a file, or the folder itself.
+fn folder_of(path: &Path) -> Vec<PathBuf> {
+    let folder = if path.is_dir() { Some(path) } else { path.parent() };
+    folder.map(Path::to_owned).into_iter().collect()
 }
 
 /// The entry `name` of `dataset_dir/dataset_info.json` or of the recipe's own `dataset_info`; or
@@ -142,6 +152,14 @@ impl DatasetEntry {
 /// A missing or malformed `dataset_info.json`, an unknown name or key, a source that would need
 /// the network.
 pub fn find(options: &DataOptions, name: &str) -> Result<DatasetEntry> {
+    let mut entry = described(options, name)?;
+    let media_dir = options.media_dir.as_ref().unwrap_or(&options.dataset_dir);
+    entry.media_dirs = [vec![media_dir.clone()], folder_of(&entry.path)].concat();
+    entry.media_dirs.dedup();
+    Ok(entry)
+}
+
+fn described(options: &DataOptions, name: &str) -> Result<DatasetEntry> {
     let folder = options.dataset_dir.as_path();
     let remote = folder.to_str().is_some_and(|f| f == "ONLINE" || f.starts_with("REMOTE:"));
     if remote {
@@ -226,6 +244,7 @@ impl Reader<'_> {
             columns: self.names(entry, "columns", &COLUMNS, own)?,
             tags: self.names(entry, "tags", &TAGS, formatting.default_tags(entry))?,
             labels: self.labels(entry)?,
+            media_dirs: Vec::new(),
         })
     }
 

@@ -3,13 +3,16 @@
 use crate::chat::Chat;
 use crate::conversation::{Conversation, Message, Response, Role};
 use crate::error::{Result, RowProblem, RowRef};
-use crate::formats::Sample;
+use crate::formats::{Sample, WordBox};
 use crate::options::DataOptions;
 use crate::tokenizer::Tokenizer;
 
 mod all;
+mod boxes;
 mod classification;
 mod cut;
+mod masked_words;
+mod pictures;
 mod preference;
 mod pretraining;
 mod question_answering;
@@ -21,6 +24,7 @@ mod truncate;
 
 pub use all::{Encoded, encode_all};
 pub use classification::{LabelSet, ProblemType};
+pub use pictures::{PictureEncoder, PictureFile};
 pub use preference::{JudgedExample, PairExample};
 pub use question_answering::{ContextWindow, QuestionEncoder, QuestionOptions};
 pub use text_encoder::TextEncoder;
@@ -62,6 +66,10 @@ pub struct Example {
     pub labels: Labels,
     /// 0 for the first text and 1 for the second, for models that tell them apart.
     pub token_type_ids: Option<Vec<u32>>,
+    /// The box of each token's word on its page.
+    pub boxes: Option<Vec<WordBox>>,
+    /// The picture that goes in the places of its image tokens.
+    pub picture: Option<PictureFile>,
     /// Where the row comes from.
     pub source: RowRef,
     /// Tokens that `cutoff_len` removed.
@@ -69,6 +77,11 @@ pub struct Example {
 }
 
 impl Example {
+    /// Tokens and labels, and nothing beside them.
+    pub(crate) fn new(input_ids: Vec<u32>, labels: Labels, source: RowRef, cut: usize) -> Self {
+        Self { input_ids, labels, token_type_ids: None, boxes: None, picture: None, source, cut }
+    }
+
     /// Whether the token at a position is trained.
     #[must_use]
     pub fn is_trained(&self, position: usize) -> bool {
@@ -160,8 +173,21 @@ fn as_conversation(sample: &Sample) -> Result<std::borrow::Cow<'_, Conversation>
             response: Response::Answer(Message::new(Role::Assistant, c.completion.as_str())),
             only_answer: true,
             original: None,
+            images: c.images.clone(),
         })),
         _ => Err(unfit("conversations")),
+    }
+}
+
+/// The text of a plain row; of a conversation its first message.
+fn plain_text(sample: &Sample) -> Result<&str, RowProblem> {
+    match sample {
+        Sample::Text(row) => Ok(&row.text),
+        Sample::Conversation(row) => match row.prompt.first() {
+            Some(first) => Ok(&first.content),
+            None => Err(unfit("texts")),
+        },
+        _ => Err(unfit("texts")),
     }
 }
 

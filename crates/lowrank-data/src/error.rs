@@ -122,8 +122,10 @@ pub enum RowProblem {
     BadFunctionCall { message: String },
     #[error("tool_format `{style}`: {message}")]
     ToolStyle { style: &'static str, message: String },
-    #[error("field `{field}` lists media files; lowrank trains on text rows only")]
+    #[error("field `{field}` lists films or sounds; lowrank reads texts and pictures only")]
     Media { field: String },
+    #[error("field `{field}`: picture `{}`: {message}", .path.display())]
+    Picture { field: String, path: PathBuf, message: String },
     #[error("label `{label}` isn't among the {count} labels{}", did_you_mean(.nearest))]
     UnknownLabel { label: String, count: usize, nearest: Option<String> },
     #[error("`{left}` has {left_len} entries but `{right}` has {right_len}")]

@@ -22,6 +22,12 @@ impl Fingerprint {
     pub fn add(&mut self, example: &Example) {
         self.numbers(example.input_ids.iter().copied());
         self.numbers(example.token_type_ids.iter().flatten().copied());
+        if let Some(boxes) = &example.boxes {
+            self.numbers(boxes.iter().flatten().copied());
+        }
+        if let Some(picture) = &example.picture {
+            self.hasher.update(picture.digest.as_bytes());
+        }
         match &example.labels {
             Labels::None => self.kind(0),
             Labels::Tokens(labels) => {
@@ -88,7 +94,7 @@ mod tests {
     fn example(input_ids: &[u32], labels: Labels) -> Example {
         let file = std::path::Path::new("a").into();
         let source = RowRef { file, row: 0, line: None };
-        Example { input_ids: input_ids.to_vec(), labels, token_type_ids: None, source, cut: 0 }
+        Example::new(input_ids.to_vec(), labels, source, 0)
     }
 
     #[test]

@@ -10,6 +10,12 @@
 //! | `classification` | `text`, `text_pair`, `label` |
 //! | `tagging` | `tokens`, `tags` |
 //! | `question_answering` | SQuAD's `question`, `context`, `answers` |
+//!
+//! Conversations may come with `images`, paths of pictures; the last four with `boxes` (`bboxes`,
+//! `bbox`): where each word stands on its page. Words are `tokens`, or what white space separates in
+//! `text` or `context`.
+
+use std::path::PathBuf;
 
 use crate::conversation::Conversation;
 use crate::dataset_info::{DatasetEntry, Names};
@@ -17,7 +23,9 @@ use crate::error::{RowProblem, RowRef, list};
 use crate::record::Record;
 
 mod alpaca;
+pub(crate) mod boxes;
 pub(crate) mod classification;
+mod media;
 mod messages;
 mod openai;
 pub(crate) mod question_answering;
@@ -26,6 +34,7 @@ pub(crate) mod tagging;
 mod text;
 mod trl;
 
+pub use boxes::WordBox;
 pub use classification::{Label, LabelledText};
 pub use question_answering::{Answer, Question};
 pub use tagging::TaggedWords;
@@ -59,6 +68,28 @@ impl Sample {
             Self::Classification(t) => &t.at,
             Self::Tagging(t) => &t.at,
             Self::QuestionAnswering(q) => &q.at,
+        }
+    }
+
+    /// Where its words stand on their page.
+    #[must_use]
+    pub fn boxes(&self) -> Option<&[WordBox]> {
+        match self {
+            Self::Text(t) => t.boxes.as_deref(),
+            Self::Classification(t) => t.boxes.as_deref(),
+            Self::Tagging(t) => t.boxes.as_deref(),
+            Self::QuestionAnswering(q) => q.boxes.as_deref(),
+            Self::Conversation(_) | Self::Completion(_) => None,
+        }
+    }
+
+    /// The files of its pictures.
+    #[must_use]
+    pub fn images(&self) -> &[PathBuf] {
+        match self {
+            Self::Conversation(c) => &c.images,
+            Self::Completion(c) => &c.images,
+            _ => &[],
         }
     }
 }
@@ -116,6 +147,7 @@ impl Formatting {
                 ("rejected", "rejected"),
                 ("kto_tag", "label"),
                 ("tools", "tools"),
+                ("images", "images"),
             ],
             Self::Text => &[("text", "text")],
             Self::Classification => {
@@ -175,12 +207,19 @@ impl Formatting {
         match self {
             Self::Sharegpt => {
                 let mut columns = vec![("messages", "conversations")];
-                columns.extend(["system", "tools"].into_iter().filter(|c| has(c)).map(|c| (c, c)));
+                columns.extend(
+                    ["system", "tools", "images"].into_iter().filter(|c| has(c)).map(|c| (c, c)),
+                );
                 Names::of(&columns)
             }
             Self::Alpaca => {
                 let mut columns = vec![("prompt", "instruction"), ("response", "output")];
-                let more = [("query", "input"), ("system", "system"), ("history", "history")];
+                let more = [
+                    ("query", "input"),
+                    ("system", "system"),
+                    ("history", "history"),
+                    ("images", "images"),
+                ];
                 columns.extend(more.into_iter().filter(|(_, c)| has(c)));
                 Names::of(&columns)
             }
@@ -226,20 +265,4 @@ impl Formatting {
 /// The name of the column that plays `role`; every format names the ones it needs by default.
 pub(crate) fn column<'a>(entry: &'a DatasetEntry, role: &'static str) -> &'a str {
     entry.columns.get(role).unwrap_or(role)
-}
-
-/// Refuses rows with pictures, films or sound: nothing here would train on them.
-pub(crate) fn refuse_media(record: &Record, entry: &DatasetEntry) -> Result<(), RowProblem> {
-    for role in ["images", "videos", "audios"] {
-        let Some(field) = entry.columns.get(role) else { continue };
-        let empty = match record.get(field) {
-            None => true,
-            Some(serde_json::Value::Array(list)) => list.is_empty(),
-            Some(_) => false,
-        };
-        if !empty {
-            return Err(RowProblem::Media { field: field.to_owned() });
-        }
-    }
-    Ok(())
 }

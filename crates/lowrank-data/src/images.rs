@@ -15,7 +15,7 @@ const MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
 const STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 
 /// How pictures are prepared.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ImageProcessor {
     /// Height and width to which they are brought.
     size: Option<[usize; 2]>,
@@ -24,6 +24,8 @@ pub struct ImageProcessor {
     rescale: Option<f64>,
     /// Mean and deviation of each colour.
     normalize: Option<[[f64; 3]; 2]>,
+    /// Fewest and most pixels with which a picture comes to all this.
+    pixels: [Option<usize>; 2],
 }
 
 /// A prepared picture.
@@ -102,7 +104,15 @@ impl ImageProcessor {
             filter,
             rescale: switch("do_rescale", true)?.then_some(factor),
             normalize: switch("do_normalize", true)?.then_some([mean, std]),
+            pixels: [None; 2],
         })
+    }
+
+    /// Brings pictures to at least and at most so many pixels before anything else, as
+    /// LLaMA-Factory does (0.9.5 `data/mm_plugin.py`, `_preprocess_image`).
+    #[must_use]
+    pub fn with_pixels(self, fewest: Option<usize>, most: Option<usize>) -> Self {
+        Self { pixels: [fewest, most], ..self }
     }
 
     /// Reads a picture (JPEG, PNG or WebP) and prepares it; what is transparent lies on white.
@@ -110,9 +120,13 @@ impl ImageProcessor {
     /// # Errors
     /// When the file can't be read or isn't such a picture.
     pub fn read(&self, path: &Path) -> Result<Picture> {
-        let reader = image::ImageReader::open(path).map_err(|e| DataError::io(path, e))?;
-        let reader = reader.with_guessed_format().map_err(|e| DataError::io(path, e))?;
-        let picture = reader.decode().map_err(|e| DataError::file(path, e))?;
+        let bytes = std::fs::read(path).map_err(|e| DataError::io(path, e))?;
+        self.decode(&bytes).map_err(|e| DataError::file(path, e))
+    }
+
+    /// Prepares the picture that a file's bytes are.
+    pub(crate) fn decode(&self, bytes: &[u8]) -> image::ImageResult<Picture> {
+        let picture = image::load_from_memory(bytes)?;
         let (width, height) = (picture.width() as usize, picture.height() as usize);
         let rgb = match picture.color().has_alpha() {
             true => {
@@ -120,7 +134,16 @@ impl ImageProcessor {
             }
             false => picture.to_rgb8().into_raw(),
         };
-        Ok(self.prepare(&rgb, [height, width]))
+        let [fewest, most] = self.pixels;
+        let shrunk = most.and_then(|most| scaled([height, width], most, usize::gt));
+        let size = shrunk.unwrap_or([height, width]);
+        let grown = fewest.and_then(|fewest| scaled(size, fewest, usize::lt));
+        let (mut rgb, mut from) = (rgb, [height, width]);
+        for to in [shrunk, grown].into_iter().flatten() {
+            rgb = resize::resize(&rgb, from, to, resize::Filter::Bicubic);
+            from = to;
+        }
+        Ok(self.prepare(&rgb, from))
     }
 
     /// Prepares pixels `[height, width, 3]`.
@@ -141,6 +164,18 @@ impl ImageProcessor {
         let Some([mean, std]) = self.normalize else { return value };
         (value - mean[colour] as f32) / std[colour] as f32
     }
+}
+
+/// The size at which a picture has `bound` pixels, if it has more or fewer (`beyond`).
+fn scaled(
+    [height, width]: [usize; 2],
+    bound: usize,
+    beyond: fn(&usize, &usize) -> bool,
+) -> Option<[usize; 2]> {
+    let pixels = height * width;
+    let factor = (bound as f64 / pixels as f64).sqrt();
+    let side = |side: usize| ((side as f64 * factor) as usize).max(1);
+    beyond(&pixels, &bound).then(|| [side(height), side(width)])
 }
 
 /// What of a pixel is to be seen before white, in Pillow's arithmetic (`AlphaComposite.c`).
@@ -209,6 +244,14 @@ mod tests {
         assert_eq!(on_white([10, 201, 0, 128]), [132, 228, 127]);
         assert_eq!(on_white([3, 99, 171, 254]), [4, 100, 171]);
         assert_eq!(on_white([10, 200, 90, 255]), [10, 200, 90]);
+    }
+
+    #[test] // numbers by LLaMA-Factory's rule
+    fn pictures_are_brought_to_fewer_or_more_pixels() {
+        assert_eq!(scaled([16, 20], 100, usize::gt), Some([8, 11]));
+        assert_eq!(scaled([7, 5], 100, usize::lt), Some([11, 8]));
+        assert_eq!(scaled([1, 400], 10, usize::gt), Some([1, 63]));
+        assert_eq!(scaled([10, 10], 100, usize::gt).or(scaled([10, 10], 100, usize::lt)), None);
     }
 
     #[test]

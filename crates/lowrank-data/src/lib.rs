@@ -39,13 +39,15 @@ pub use dataset_info::{DatasetEntry, Names, find as find_dataset};
 pub use date::DateTime;
 pub use encode::{
     ContextWindow, Encoded, Encoder, Example, IGNORE_INDEX, JudgedExample, LabelSet, Labels,
-    PairExample, ProblemType, QuestionEncoder, QuestionOptions, TextEncoder, encode_all,
+    PairExample, PictureEncoder, PictureFile, ProblemType, QuestionEncoder, QuestionOptions,
+    TextEncoder, encode_all,
 };
 pub use error::{DataError, Result, RowProblem, RowRef};
 pub use files::{ReadOptions, Rows, read as read_files};
 pub use fingerprint::Fingerprint;
 pub use formats::{
     Answer, Completion, Formatting, Label, LabelledText, PlainText, Question, Sample, TaggedWords,
+    WordBox,
 };
 pub use images::{ImageProcessor, Picture};
 pub use options::{DataOptions, MixStrategy, Packing};

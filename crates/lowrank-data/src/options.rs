@@ -38,6 +38,8 @@ pub struct DataOptions {
     /// The contents of `dataset_info.json`, where a recipe has them inline; files are then looked
     /// for in `dataset_dir`.
     pub dataset_info: Option<serde_json::Map<String, serde_json::Value>>,
+    /// Where the paths of pictures begin; none: in `dataset_dir`.
+    pub media_dir: Option<PathBuf>,
     /// Names in it, or paths of files.
     pub dataset: Vec<String>,
     /// Name of a chat template; none takes the model's own.
@@ -90,6 +92,7 @@ impl Default for DataOptions {
         Self {
             dataset_dir: PathBuf::from("data"),
             dataset_info: None,
+            media_dir: None,
             dataset: Vec::new(),
             template: None,
             cutoff_len: 2048,

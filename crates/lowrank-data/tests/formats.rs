@@ -77,7 +77,11 @@ fn what_is_wrong_with_a_row_is_said_with_its_place() {
     let key = r#"{"conversations": [{"from": "human", "vlaue": "a"}]}"#;
     assert!(error(chat, ("a.jsonl", key)).contains("no field `conversations[0].value`"));
     let picture = r#"{"file_name": "a.jsonl", "columns": {"prompt": "p", "images": "i"}}"#;
-    assert!(error(picture, ("a.jsonl", r#"{"p": "x", "i": ["1.jpg"]}"#)).contains("media files"));
+    let said = "/a.jsonl:1 (row 0): field `i`: picture `1.jpg`: there is no such file in ``";
+    let found = error(picture, ("a.jsonl", r#"{"p": "x", "i": ["1.jpg"]}"#));
+    assert!(found.starts_with(said), "{found}");
+    let film = r#"{"file_name": "a.jsonl", "columns": {"prompt": "p", "videos": "i"}}"#;
+    assert!(error(film, ("a.jsonl", r#"{"p": "x", "i": ["1.mp4"]}"#)).contains("films or sounds"));
 }
 
 #[test]

@@ -32,6 +32,7 @@ fn conversation(turns: &[&str], tools: &str) -> Sample {
         response: Response::Answer(answer),
         only_answer: false,
         original: None,
+        images: Vec::new(),
     })
 }
 

@@ -47,7 +47,13 @@ fn encoder(name: &str, cutoff_len: &Value) -> TextEncoder {
 
 fn labelled(text: &str, label: Label) -> Sample {
     let text = text.to_owned();
-    Sample::Classification(LabelledText { at: at(), text, text_pair: None, label: Some(label) })
+    Sample::Classification(LabelledText {
+        at: at(),
+        text,
+        text_pair: None,
+        label: Some(label),
+        boxes: None,
+    })
 }
 
 #[test]
@@ -60,6 +66,7 @@ fn pairs_are_cut_from_the_longer_one() {
             text: text(&row["text"]),
             text_pair: row["text_pair"].as_str().map(str::to_owned),
             label: None,
+            boxes: None,
         });
         let labels = LabelSet::infer(&[], None).unwrap();
         let example = encoder("bert", &row["cutoff_len"]).classification(&sample, &labels).unwrap();
@@ -76,6 +83,7 @@ fn the_first_token_of_a_word_carries_its_tag() {
             at: at(),
             tokens: texts(&row["tokens"]),
             tags: Some(texts(&row["tags"])),
+            boxes: None,
         });
         let tags = LabelSet::of_tags(std::slice::from_ref(&sample), None);
         assert_eq!(tags.names, ["B-LOC", "O"]);
@@ -113,6 +121,7 @@ fn answers_are_found_in_their_windows() {
                 .map(|text| Answer { text: text.to_owned(), start: number(&row["start"]) })
                 .into_iter()
                 .collect(),
+            boxes: None,
         });
         let options = QuestionOptions {
             max_length: number(&row["max_length"]),
@@ -142,7 +151,8 @@ fn a_question_must_leave_room() {
     let tokenizer = Tokenizer::open(fixture("bert")).unwrap();
     let encoder = QuestionEncoder::new(tokenizer, options);
     let (question, context) = ("what is the capital of france ?".to_owned(), "paris ".repeat(20));
-    let sample = Question { at: at(), id: None, question, context, answers: Vec::new() };
+    let sample =
+        Question { at: at(), id: None, question, context, answers: Vec::new(), boxes: None };
     assert!(encoder.windows(&Sample::QuestionAnswering(sample)).is_err());
 }
 
@@ -150,7 +160,8 @@ fn a_question_must_leave_room() {
 fn both_texts_end_as_the_tokenizer_ends_them() {
     for row in rows("t5.jsonl", "") {
         let (prompt, completion) = (text(&row["source"]), text(&row["target"]));
-        let sample = Sample::Completion(Completion { at: at(), prompt, completion });
+        let sample =
+            Sample::Completion(Completion { at: at(), prompt, completion, images: Vec::new() });
         let example = encoder("t5", &row["cutoff_len"]).seq2seq(&sample).unwrap();
         assert_eq!(example.input_ids, ids(&row["input_ids"]));
         assert_eq!(example.labels, Labels::Target(ids(&row["labels"])));

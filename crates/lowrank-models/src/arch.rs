@@ -107,6 +107,17 @@ pub enum Modality {
     Multimodal,
 }
 
+/// What stands beside the words of a row, for models that look at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beside {
+    /// Nothing.
+    Nothing,
+    /// A picture.
+    Picture,
+    /// The box of each word on its page.
+    Boxes,
+}
+
 /// What building an architecture yields: network and head.
 pub type Parts = (Arc<dyn Network>, Head);
 
@@ -120,6 +131,8 @@ pub struct Architecture {
     pub family: Family,
     /// What it reads.
     pub modality: Modality,
+    /// What it reads besides words.
+    pub beside: Beside,
     /// Where its weights are.
     pub openness: Openness,
     /// The tasks it has heads for; the first is what it is trained for by default.
@@ -149,6 +162,7 @@ impl Architecture {
         model_type: "",
         family: Family::Decoder,
         modality: Modality::Language,
+        beside: Beside::Nothing,
         openness: Openness::Weights,
         tasks: &[
             Task::CausalLm,

@@ -3,26 +3,45 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use lowrank_data::{Example, IGNORE_INDEX, Labels};
+use lowrank_data::{Example, IGNORE_INDEX, ImageProcessor, Labels, Picture, RowProblem};
 use lowrank_models::{Input, Sequences};
+use rayon::prelude::*;
 
-use crate::{Batch, Error, Result, Targets, token_targets};
+use crate::{Batch, Error, Result, Targets, objectives::MaskedWords, token_targets};
 
 /// How examples become batches for a model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Collator {
     /// Whether a token's logits are for its successor (causal language models).
     pub shift: bool,
     /// What the decoder of an encoder-decoder begins with.
     pub decoder_start: Option<u32>,
+    /// How the pictures of rows are prepared; they are read for each batch anew.
+    pub pictures: Option<ImageProcessor>,
+    /// What is hidden of rows whose words are to be guessed.
+    pub masked_words: Option<MaskedWords>,
 }
 
 impl Collator {
+    /// The same for an epoch of training.
+    #[must_use]
+    pub fn in_epoch(self, epoch: u64) -> Self {
+        let masked_words = self.masked_words.map(|words| words.in_epoch(epoch));
+        Self { masked_words, ..self }
+    }
+
     /// A batch of examples and the stable numbers of their samples.
     ///
     /// # Errors
     /// When the examples' labels aren't all of one kind.
     pub fn batch(&self, examples: &[(u64, &Example)]) -> Result<Batch> {
+        let Some(words) = &self.masked_words else { return self.pack(examples) };
+        let hidden: Vec<(u64, Example)> =
+            examples.iter().map(|(id, example)| (*id, words.hide(*id, example))).collect();
+        self.pack(&hidden.iter().map(|(id, example)| (*id, example)).collect::<Vec<_>>())
+    }
+
+    fn pack(&self, examples: &[(u64, &Example)]) -> Result<Batch> {
         let rows: Vec<&[u32]> = examples.iter().map(|(_, e)| e.input_ids.as_slice()).collect();
         let mut input = Input::packed(&rows);
         if examples.iter().any(|(_, e)| e.token_type_ids.is_some()) {
@@ -32,6 +51,13 @@ impl Collator {
                 .flat_map(|(_, e)| e.token_type_ids.clone().unwrap_or_else(|| zeros(e)));
             input.token_types = Some(types.collect());
         }
+        if examples.iter().any(|(_, e)| e.boxes.is_some()) {
+            let zeros = |e: &Example| vec![[0; 4]; e.input_ids.len()];
+            let boxes =
+                examples.iter().flat_map(|(_, e)| e.boxes.clone().unwrap_or_else(|| zeros(e)));
+            input.bbox = Some(boxes.collect());
+        }
+        input.images = self.pictures.map(|how| images(&how, examples)).transpose()?;
         let labels: Vec<&Labels> = examples.iter().map(|(_, e)| &e.labels).collect();
         let decoder_input = self.decoder_input(&labels)?;
         let read = decoder_input.as_ref().map_or(&input.sequences, |d| &d.sequences);
@@ -108,6 +134,27 @@ impl Collator {
             Some(Labels::None) | None => Ok(Targets::Classes(Arc::new([]))),
         }
     }
+}
+
+/// The pictures of examples, `[examples, 3, height, width]`.
+fn images(how: &ImageProcessor, examples: &[(u64, &Example)]) -> Result<Tensor> {
+    let read = |(_, example): &(u64, &Example)| -> Result<Picture> {
+        let none = || RowProblem::Other { message: "the row has no picture".to_owned() };
+        let picture = example.picture.as_ref().ok_or_else(none).and_then(|file| file.read(how));
+        Ok(picture.map_err(|problem| problem.at(&example.source))?)
+    };
+    let pictures: Vec<Picture> = examples.par_iter().map(read).collect::<Result<_>>()?;
+    let size = |picture: &Picture| (picture.height, picture.width);
+    let (height, width) = pictures.first().map(size).unwrap_or_default();
+    if let Some(other) = pictures.iter().find(|picture| size(picture) != (height, width)) {
+        return Err(Error::Batch(format!(
+            "pictures of {height} by {width} and of {} by {} pixels can't share a batch; let \
+             preprocessor_config.json resize them (`do_resize`)",
+            other.height, other.width
+        )));
+    }
+    let pixels = pictures.iter().flat_map(|p| p.pixels.iter().copied()).collect();
+    Ok(Tensor::from_vec(pixels, (pictures.len(), 3, height, width), &Device::Cpu)?)
 }
 
 fn trained(label: i32) -> Option<u32> {

@@ -26,6 +26,7 @@ pub fn data_options(plan: &Plan, now: DateTime) -> Result<DataOptions, DataError
     let options = DataOptions {
         dataset_dir,
         dataset_info,
+        media_dir: data.media_dir.clone(),
         dataset: data.dataset.clone(),
         template: template.template.clone(),
         cutoff_len: data.sample_len,
@@ -75,9 +76,11 @@ mod tests {
 
     #[test]
     fn every_key_arrives() -> Result<(), Box<dyn std::error::Error>> {
-        let plain = options("dataset_dir: here\ncutoff_len: 64\nseed: 7\ndata_seed: 8\n")?;
+        let plain =
+            options("dataset_dir: here\nmedia_dir: seen\ncutoff_len: 64\nseed: 7\ndata_seed: 8\n")?;
         let expected = DataOptions {
             dataset_dir: "here".into(),
+            media_dir: Some("seen".into()),
             dataset: vec!["a".to_owned(), "b".to_owned()],
             cutoff_len: 64,
             seed: 7,

@@ -32,9 +32,9 @@ pub fn evaluate(
 ) -> Result<Evaluation> {
     let passes = Passes::inference(model);
     let (mut sum, mut targets, mut correct) = (0.0, 0, Some(0));
-    for rows in examples.chunks(batch_size.max(1)) {
-        let rows: Vec<(u64, &Example)> = rows.iter().map(|e| (0, e)).collect();
-        let batch = collator.batch(&rows)?;
+    let numbered: Vec<(u64, &Example)> = (0..).zip(examples).collect();
+    for rows in numbered.chunks(batch_size.max(1)) {
+        let batch = collator.batch(rows)?;
         let count = batch.targets.count();
         if count == 0 {
             continue;

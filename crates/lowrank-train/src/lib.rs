@@ -29,7 +29,7 @@ pub use data_options::data_options;
 pub use error::{Error, Result};
 pub use evaluate::{Evaluation, evaluate};
 pub use loader::{Loader, Order};
-pub use prepare::{Rows, rows};
+pub use prepare::{Rows, missing, needless, rows};
 pub use run_state::{OPTIMIZER, RUN_STATE, RunState};
 pub use setup::Setup;
 pub use trainer::{Observer, STEP, StepReport, Summary, Trainer};

@@ -1,6 +1,7 @@
 //! Objectives: each turns a model and a batch into a loss, one file a stage. The loop owns
 //! everything else.
 
+mod masked_words;
 mod sft;
 
 use lowrank_autograd::Value;
@@ -9,6 +10,7 @@ use lowrank_peft::Pass;
 
 use crate::{Batch, Result};
 
+pub use masked_words::MaskedWords;
 pub use sft::{Sft, logits};
 
 /// What is trained for.

@@ -1,12 +1,19 @@
 //! Data sets into encoded rows, for each task in its way.
 
+mod beside;
+mod pictures;
+
 use lowrank_data::{
-    DataOptions, Dataset, Encoder, Example, LabelSet, Labels, QuestionEncoder, QuestionOptions,
-    RowProblem, RowRef, Sample, TextEncoder, Tokenizer,
+    Completion, DataOptions, Dataset, Encoder, Example, ImageProcessor, LabelSet, Labels,
+    QuestionEncoder, QuestionOptions, Response, RowProblem, RowRef, Sample, TextEncoder, Tokenizer,
 };
-use lowrank_models::Task;
+use lowrank_models::{Architecture, Config, Task};
+use pictures::Pictures;
+use rayon::prelude::*;
 
 use crate::{Result, recipe::plan::Plan};
+
+pub use beside::{missing, needless};
 
 /// Encoded rows for training and evaluation.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +26,8 @@ pub struct Rows {
     pub labels: Option<LabelSet>,
     /// Rows that were left out because of `skip_bad_rows`.
     pub skipped: Vec<String>,
+    /// How the rows' pictures are prepared, if the model looks at any.
+    pub pictures: Option<ImageProcessor>,
 }
 
 /// Reads and encodes the data sets of a plan.
@@ -43,11 +52,29 @@ pub fn rows(plan: &Plan, task: Task, options: &DataOptions, tokenizer: Tokenizer
         Task::TokenCls => Some(LabelSet::of_tags(&all(), given.as_deref())),
         _ => None,
     };
-    let encoder = RowEncoder::new(task, options, plan.data.doc_stride, labels.clone(), tokenizer)?;
+    // Rows can be looked at beside a folder that holds nothing but a tokenizer.
+    let path = plan.model.model_name_or_path.join("config.json");
+    let config = path.is_file().then(|| Config::read(&path)).transpose()?;
+    let architecture = config.as_ref().map(Architecture::of).transpose()?;
+    for sample in train.iter().chain(&eval) {
+        if let Some(problem) = needless(architecture, sample) {
+            return Err(problem.at(sample.at()).into());
+        }
+    }
+    let pictures = Pictures::of(plan, config.as_ref())?;
+    let room = pictures.as_ref().map(|pictures| pictures.leave_room(options)).transpose()?;
+    let inner = room.as_ref().unwrap_or(options);
+    let encoder = RowEncoder::new(task, inner, plan.data.doc_stride, labels.clone(), tokenizer)?;
+    let encode_row = |sample: &Sample| match (missing(architecture, sample), &pictures) {
+        (Some(problem), _) => Err(problem),
+        (None, None) => encoder.encode(sample),
+        (None, Some(pictures)) => pictures.encode(sample, |text| encoder.encode(text)),
+    };
     let mut encode = |samples: &[Sample]| -> Result<Vec<Example>> {
         let mut examples = Vec::with_capacity(samples.len());
-        for sample in samples {
-            match encoder.encode(sample) {
+        let encoded: Vec<_> = samples.par_iter().map(encode_row).collect();
+        for (sample, encoded) in samples.iter().zip(encoded) {
+            match encoded {
                 Ok(found) => examples.extend(found),
                 Err(problem) if options.skip_bad_rows => {
                     skipped.push(describe(&(sample.at().clone(), problem)));
@@ -58,7 +85,7 @@ pub fn rows(plan: &Plan, task: Task, options: &DataOptions, tokenizer: Tokenizer
         Ok(examples)
     };
     let (train, eval) = (encode(&train)?, encode(&eval)?);
-    Ok(Rows { train, eval, labels, skipped })
+    Ok(Rows { train, eval, labels, skipped, pictures: pictures.map(|p| p.processor) })
 }
 
 fn describe((at, problem): &(RowRef, RowProblem)) -> String {
@@ -69,6 +96,7 @@ fn describe((at, problem): &(RowRef, RowProblem)) -> String {
 enum RowEncoder {
     Chat(Box<Encoder>),
     Pairs(TextEncoder),
+    Masked(TextEncoder),
     Labelled(TextEncoder, LabelSet),
     Tagged(TextEncoder, LabelSet),
     Questions(QuestionEncoder),
@@ -86,6 +114,7 @@ impl RowEncoder {
         Ok(match (task, labels) {
             (Task::SeqCls, Some(labels)) => Self::Labelled(texts(tokenizer), labels),
             (Task::TokenCls, Some(labels)) => Self::Tagged(texts(tokenizer), labels),
+            (Task::MaskedLm, _) => Self::Masked(texts(tokenizer)),
             (Task::Seq2SeqLm, _) => Self::Pairs(texts(tokenizer)),
             (Task::QuestionAns, _) => {
                 let options = QuestionOptions { max_length: options.cutoff_len, doc_stride };
@@ -97,8 +126,12 @@ impl RowEncoder {
 
     fn encode(&self, sample: &Sample) -> Result<Vec<Example>, RowProblem> {
         let one = match self {
-            Self::Chat(encoder) => encoder.sft(sample),
+            Self::Chat(encoder) => match as_completion(sample, encoder) {
+                Some(completion) => encoder.sft(&completion),
+                None => encoder.sft(sample),
+            },
             Self::Pairs(encoder) => encoder.seq2seq(sample),
+            Self::Masked(encoder) => encoder.masked_words(sample),
             Self::Labelled(encoder, labels) => encoder.classification(sample, labels),
             Self::Tagged(encoder, labels) => encoder.tagging(sample, labels),
             Self::Questions(encoder) => {
@@ -113,4 +146,24 @@ impl RowEncoder {
         }
         Ok(vec![one])
     }
+}
+
+/// A question about a picture and its answer, where neither recipe nor model has a chat template:
+/// nothing stands between them, as where transformers gives a model that sees its prompt.
+fn as_completion(sample: &Sample, encoder: &Encoder) -> Option<Sample> {
+    let Sample::Conversation(row) = sample else { return None };
+    let plain = encoder.options().template.is_none()
+        && encoder.tokenizer().chat_template(false).is_none()
+        && row.system.is_empty();
+    let ([question], Response::Answer(answer)) = (row.prompt.as_slice(), &row.response) else {
+        return None;
+    };
+    (plain && !row.images.is_empty()).then(|| {
+        Sample::Completion(Completion {
+            at: row.at.clone(),
+            prompt: question.content.clone(),
+            completion: answer.content.clone(),
+            images: row.images.clone(),
+        })
+    })
 }

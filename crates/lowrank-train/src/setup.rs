@@ -2,10 +2,10 @@
 
 use lowrank_data::{DateTime, Example, Fingerprint, Packing as Pack, Tokenizer, pack};
 use lowrank_models::{
-    Family, LabelNames, Model, OpenOptions, PeftModel, ProblemType, Task, get_peft_model,
+    Beside, Family, LabelNames, Model, OpenOptions, PeftModel, ProblemType, Task, get_peft_model,
 };
 use lowrank_peft::{
-    LoraConfig, TaskType,
+    LoraConfig,
     lora_config::{Bias, ExcludeModules, InitLoraWeights, Number, OneOrMany, TargetModules},
     targets::llamafactory_all,
 };
@@ -13,8 +13,11 @@ use serde_json::{Value, json};
 
 use crate::{
     Collator, Error, Loader, Order, Result, Rows, data_options,
+    objectives::MaskedWords,
     prepare::rows,
-    recipe::plan::{self, Device, Duration, LoraPlan, MethodPlan, Plan, RopeScaling, WeightDtype},
+    recipe::plan::{
+        self, Device, Duration, LoraPlan, MethodPlan, Plan, RopeScaling, Stage, WeightDtype,
+    },
 };
 
 /// Everything a run needs.
@@ -49,15 +52,15 @@ impl Setup {
         }
         let MethodPlan::Lora(lora) = &plan.method;
         let folder = &plan.model.model_name_or_path;
-        let task = task_of(lora, folder)?;
+        let task = task_of(plan, lora)?;
         let tokenizer = Tokenizer::open(folder)?;
         let options = data_options(plan, now)?;
-        let rows = rows(plan, task, &options, tokenizer)?;
+        let rows = rows(plan, task, &options, tokenizer.clone())?;
         let mut remarks = Vec::new();
         let model = open_model(plan, task, &rows)?;
         remarks.extend(about_model(&model));
         let model = with_adapter(model, plan, lora, task, &mut remarks)?;
-        let vocabulary = model.model().config.size_or("vocab_size", usize::MAX)?;
+        let vocabulary = model.model().text_config()?.size_or("vocab_size", usize::MAX)?;
         check_rows(&rows, vocabulary, plan.train.do_train)?;
         remarks.extend(about_rows(&rows));
         let loader = match plan.train.do_train {
@@ -69,14 +72,19 @@ impl Setup {
             Duration::Steps(steps) => steps,
             Duration::Epochs(epochs) => loader.steps_for(epochs),
         };
-        let collator = Collator { shift: task == Task::CausalLm, decoder_start: start_of(&model)? };
+        let pictures = rows.pictures;
+        let decoder_start = start_of(&model)?;
+        let masked_words = MaskedWords::of(plan, &tokenizer, vocabulary)?;
+        let shift = task == Task::CausalLm;
+        let collator = Collator { shift, decoder_start, pictures, masked_words };
         let fingerprint = Fingerprint::of(rows.train.iter());
         Ok(Self { model, rows, loader, collator, total_steps, fingerprint, remarks })
     }
 }
 
 /// The recipe's task, or the one that the architecture is made for.
-fn task_of(lora: &LoraPlan, folder: &std::path::Path) -> Result<Task> {
+fn task_of(plan: &Plan, lora: &LoraPlan) -> Result<Task> {
+    let folder = &plan.model.model_name_or_path;
     let path = folder.join("config.json");
     if !path.is_file() {
         let (path, missing) = (folder.to_owned(), "config.json");
@@ -84,7 +92,18 @@ fn task_of(lora: &LoraPlan, folder: &std::path::Path) -> Result<Task> {
     }
     let config = lowrank_models::Config::read(&path)?;
     let architecture = lowrank_models::Architecture::of(&config)?;
-    let task = match (lora.task_type, architecture.family_of(&config)?) {
+    let family = architecture.family_of(&config)?;
+    if matches!(plan.stage, Stage::Pt { .. }) {
+        let has_head = architecture.tasks.contains(&Task::MaskedLm);
+        return has_head.then_some(Task::MaskedLm).ok_or_else(|| {
+            Error::Setup(format!(
+                "`stage: pt` trains encoders to guess hidden words, and `{}` models don't; write \
+                 `stage: sft`, which trains decoders on whole texts as well",
+                architecture.model_type
+            ))
+        });
+    }
+    let task = match (lora.task_type, family) {
         (plan::TaskType::CausalLm, Family::EncoderDecoder) | (plan::TaskType::Seq2SeqLm, _) => {
             Task::Seq2SeqLm
         }
@@ -192,10 +211,7 @@ fn lora_config(lora: &LoraPlan, model: &Model, task: Task) -> Result<LoraConfig>
         false => Number::Float(v),
     };
     let target_modules = match &lora.target {
-        plan::Target::All => {
-            let model_type = model.architecture.model_type;
-            TargetModules::names(llamafactory_all(&model.modules.infos(), model_type, &[]))
-        }
+        plan::Target::All => TargetModules::names(all_targets(lora, model)),
         plan::Target::AllLinear => TargetModules::AllLinear,
         plan::Target::Names(names) => TargetModules::names(names.clone()),
         plan::Target::Pattern(pattern) => TargetModules::Pattern(pattern.clone()),
@@ -208,7 +224,7 @@ fn lora_config(lora: &LoraPlan, model: &Model, task: Task) -> Result<LoraConfig>
     let layers: Vec<i64> = lora.layers_to_transform.iter().map(|&l| l as i64).collect();
     let some = |empty: bool| (!empty).then_some(());
     Ok(LoraConfig {
-        task_type: task.task_type().or(Some(TaskType::FeatureExtraction)),
+        task_type: task.task_type(),
         r: lora.lora_rank,
         lora_alpha: number(lora.lora_alpha),
         lora_dropout: Number::Float(lora.lora_dropout),
@@ -238,6 +254,27 @@ fn lora_config(lora: &LoraPlan, model: &Model, task: Task) -> Result<LoraConfig>
         },
         ..LoraConfig::default()
     })
+}
+
+/// LLaMA-Factory's `all`. Where parts of a model that sees are frozen, names alone can't tell them
+/// from the others, so these are whole paths.
+fn all_targets(lora: &LoraPlan, model: &Model) -> Vec<String> {
+    let (infos, model_type) = (model.modules.infos(), model.architecture.model_type);
+    if model.architecture.beside != Beside::Picture {
+        return llamafactory_all(&infos, model_type, &[]);
+    }
+    let plan::Freeze { vision_tower, multi_modal_projector, language_model } = lora.freeze;
+    let parts: [(bool, &[&str]); 3] = [
+        (vision_tower, &["vision_model."]),
+        (multi_modal_projector, &["qformer.", "language_projection"]),
+        (language_model, &["language_model."]),
+    ];
+    let frozen: Vec<&str> =
+        parts.iter().filter(|(is, _)| *is).flat_map(|(_, names)| *names).copied().collect();
+    let each = infos.iter().filter(|info| {
+        !llamafactory_all(std::slice::from_ref(info), model_type, &frozen).is_empty()
+    });
+    each.map(|info| info.path.clone()).collect()
 }
 
 /// What the decoder of a model that writes targets begins with.

@@ -211,7 +211,8 @@ impl<'a> Trainer<'a> {
     fn batch(&self, samples: &[usize]) -> Result<Batch> {
         let row = |&i: &usize| self.setup.rows.train.get(i).map(|e| (i as u64, e));
         let rows: Vec<(u64, &Example)> = samples.iter().filter_map(row).collect();
-        self.setup.collator.batch(&rows)
+        let epoch = self.state.step / self.setup.loader.steps_per_epoch();
+        self.setup.collator.in_epoch(epoch).batch(&rows)
     }
 
     /// Stops the run before an update that would spoil the weights.

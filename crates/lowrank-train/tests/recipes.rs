@@ -175,12 +175,14 @@ fn a_contradiction_names_both_keys_and_lines() {
     assert_snapshot!(message("lora_target: q_proj\nlayers_pattern: layers"), @"recipe.yaml:6: `layers_pattern: layers` contradicts `layers_to_transform: null` (the default): `layers_pattern` says where `layers_to_transform` counts, so it needs that");
     assert_snapshot!(message("task_type: SEQ_CLS\npacking: true"), @"recipe.yaml:5: `task_type: SEQ_CLS` contradicts `packing: true` (recipe.yaml:6): only CAUSAL_LM packs its samples");
     assert_snapshot!(message("lr_scheduler_kwargs: {min_lr: 1e-6}"), @"recipe.yaml:5: `lr_scheduler_kwargs` of `linear`: unknown field `min_lr`, there are no fields");
+    assert_snapshot!(message("stage: pt\npacking: true"), @"recipe.yaml:5: `stage: pt` contradicts `packing: true` (recipe.yaml:6): an encoder reads each text by itself");
+    assert_snapshot!(message("stage: pt\ntask_type: SEQ_CLS"), @"recipe.yaml:5: `stage: pt` contradicts `task_type: SEQ_CLS` (recipe.yaml:6): hidden words are guessed by the model's own head; remove `task_type`");
     assert_snapshot!(message("task_type: QUESTION_ANS\ncutoff_len: 128"), @"recipe.yaml:6: `doc_stride: 128` (the default) contradicts `cutoff_len: 128` (recipe.yaml:6): windows of `cutoff_len` tokens must share fewer than that");
 }
 
 #[test]
 fn what_would_change_the_result_and_is_not_implemented_is_refused() {
-    assert_snapshot!(message("stage: dpo"), @"recipe.yaml:5: `stage: dpo` isn't implemented in this release; write `sft`");
+    assert_snapshot!(message("stage: dpo"), @"recipe.yaml:5: `stage: dpo` isn't implemented in this release; write `sft` or `pt`");
     assert_snapshot!(message("use_dora: true"), @"recipe.yaml:5: `use_dora: true` isn't implemented in this release; remove the line, or write `use_dora: false`");
     assert_snapshot!(message("fp16: true"), @"recipe.yaml:5: `fp16: true` isn't implemented in this release; write `bf16: true`");
     assert_snapshot!(message("neftune_noise_alpha: 5"), @"recipe.yaml:5: `neftune_noise_alpha: 5` isn't implemented in this release; remove the line");

@@ -8,16 +8,22 @@ mod accumulation;
 mod adapters;
 #[path = "run/batches.rs"]
 mod batches;
+#[path = "run/boxes.rs"]
+mod boxes;
 #[path = "run/cadence.rs"]
 mod cadence;
 #[path = "run/golden.rs"]
 mod golden;
 #[path = "run/harness.rs"]
 mod harness;
+#[path = "run/masked_words.rs"]
+mod masked_words;
 #[path = "run/not_finite.rs"]
 mod not_finite;
 #[path = "run/optimizer.rs"]
 mod optimizer;
+#[path = "run/pictures.rs"]
+mod pictures;
 #[path = "run/refusals.rs"]
 mod refusals;
 #[path = "run/resume.rs"]

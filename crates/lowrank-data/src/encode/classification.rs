@@ -132,7 +132,9 @@ impl TextEncoder {
         };
         let encoding = self.tokenizer.encoding(&row.text, row.text_pair.as_deref(), true)?;
         let labels = row.label.as_ref().map_or(Ok(Labels::None), |label| labels.encode(label))?;
-        Ok(self.example(self.cut(&encoding)?, encoding.len(), labels, &row.at))
+        let kept = self.cut(&encoding)?;
+        let boxes = self.boxes(&row.text, &kept, row.boxes.as_deref());
+        Ok(Example { boxes, ..self.example(kept, encoding.len(), labels, &row.at) })
     }
 }
 

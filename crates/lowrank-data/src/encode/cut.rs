@@ -25,6 +25,8 @@ pub(super) struct Kept {
     pub(super) type_ids: Vec<u32>,
     /// The word of each token, where the text was given in words.
     pub(super) words: Vec<Option<u32>>,
+    /// Bytes in the first text, for its tokens.
+    pub(super) first: Vec<Option<(usize, usize)>>,
     /// Bytes in the second text, for its tokens.
     pub(super) second: Vec<Option<(usize, usize)>>,
 }
@@ -108,7 +110,10 @@ impl<'a> Cut<'a> {
         let is_kept = |i: &usize| !is_text(*i) || parts.iter().any(|part| part.contains(i));
         let positions: Vec<usize> = (0..self.encoding.len()).filter(is_kept).collect();
         let offsets = self.encoding.get_offsets();
-        let in_second = |i: usize| self.texts[1].contains(&i);
+        let within = |text: usize| {
+            let own = |i: &usize| self.texts[text].contains(i);
+            positions.iter().map(|i| offsets.get(*i).copied().filter(|_| own(i))).collect()
+        };
         let number = |all: &[u32], i: usize| all.get(i).copied().unwrap_or(0);
         Kept {
             ids: positions.iter().map(|i| number(self.encoding.get_ids(), *i)).collect(),
@@ -119,10 +124,8 @@ impl<'a> Cut<'a> {
                     self.encoding.get_word_ids().get(*i).copied().flatten().filter(|_| is_text(*i))
                 })
                 .collect(),
-            second: positions
-                .iter()
-                .map(|i| offsets.get(*i).copied().filter(|_| in_second(*i)))
-                .collect(),
+            first: within(0),
+            second: within(1),
         }
     }
 }

@@ -84,13 +84,8 @@ impl Encoder {
         let cut = prompt.len() + answer.len() - kept.0 - kept.1;
         prompt.truncate(kept.0);
         answer.truncate(kept.1);
-        Ok(Example {
-            input_ids: prompt,
-            labels: known.map_or(Labels::None, |_| Labels::Target(answer)),
-            token_type_ids: None,
-            source: conversation.at.clone(),
-            cut,
-        })
+        let labels = known.map_or(Labels::None, |_| Labels::Target(answer));
+        Ok(Example::new(prompt, labels, conversation.at.clone(), cut))
     }
 
     fn prompt_and_answer(
@@ -117,12 +112,8 @@ impl Encoder {
         let cut_answer = answer.get(..kept.1).unwrap_or(answer);
         let mut labels = vec![IGNORE_INDEX; cut_prompt.len()];
         labels.extend(labels_of(cut_answer)?);
-        Ok(Example {
-            input_ids: [cut_prompt, cut_answer].concat(),
-            labels: Labels::Tokens(labels),
-            token_type_ids: None,
-            source: conversation.at.clone(),
-            cut: prompt.len() + answer.len() - cut_prompt.len() - cut_answer.len(),
-        })
+        let ids = [cut_prompt, cut_answer].concat();
+        let cut = prompt.len() + answer.len() - ids.len();
+        Ok(Example::new(ids, Labels::Tokens(labels), conversation.at.clone(), cut))
     }
 }

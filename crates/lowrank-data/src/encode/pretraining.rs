@@ -1,7 +1,7 @@
 //! Plain text for pretraining. Reference: LLaMA-Factory 0.9.5
 //! `data/processor/pretrain.py`.
 
-use super::{Encoder, Example, Labels, labels_of, unfit};
+use super::{Encoder, Example, Labels, labels_of, plain_text};
 use crate::error::{RowProblem, RowRef};
 use crate::formats::Sample;
 use crate::tokenizer::Special;
@@ -60,14 +60,7 @@ impl Encoder {
     }
 
     fn text_with_end(&self, sample: &Sample) -> Result<String, RowProblem> {
-        let text = match sample {
-            Sample::Text(row) => row.text.as_str(),
-            Sample::Conversation(row) => match row.prompt.first() {
-                Some(first) => first.content.as_str(),
-                None => return Err(unfit("texts")),
-            },
-            _ => return Err(unfit("texts")),
-        };
+        let text = plain_text(sample)?;
         let end = match self.options.template.as_deref() {
             Some("llama3") => LLAMA3_END_OF_TEXT,
             _ => self.tokenizer.special(Special::Eos).unwrap_or_default(),
@@ -77,6 +70,6 @@ impl Encoder {
 
     fn trained(&self, ids: Vec<u32>, source: RowRef, cut: usize) -> Result<Example, RowProblem> {
         let labels = Labels::Tokens(labels_of(&ids)?);
-        Ok(Example { input_ids: ids, labels, token_type_ids: None, source, cut })
+        Ok(Example::new(ids, labels, source, cut))
     }
 }

@@ -1,6 +1,7 @@
 //! A question with windows of its context. Reference: transformers
 //! `examples/pytorch/question-answering/run_qa.py`, `prepare_train_features`.
 
+use super::boxes::{boxes_of, words_of};
 use super::cut::{Cut, Kept};
 use super::{Example, Labels, unfit};
 use crate::error::RowProblem;
@@ -79,12 +80,13 @@ impl QuestionEncoder {
         let (start, end) = answer_bytes(row)
             .and_then(|answer| tokens_of(&window.second, answer))
             .unwrap_or((cls, cls));
+        let words = words_of(&row.context, &window.second);
+        let boxes = row.boxes.as_deref();
+        let boxes = boxes.map(|boxes| boxes_of(&self.tokenizer, &window.ids, words, boxes));
         let example = Example {
-            input_ids: window.ids,
-            labels: Labels::Span { start, end },
+            boxes,
             token_type_ids: self.tokenizer.uses_type_ids().then_some(window.type_ids),
-            source: row.at.clone(),
-            cut: 0,
+            ..Example::new(window.ids, Labels::Span { start, end }, row.at.clone(), 0)
         };
         ContextWindow { example, offsets: window.second }
     }

@@ -18,7 +18,8 @@ impl Encoder {
         }
         if let Sample::Text(row) = sample {
             let (prompt, completion) = (String::new(), row.text.clone());
-            return self.completion(&Completion { at: row.at.clone(), prompt, completion });
+            let images = Vec::new();
+            return self.completion(&Completion { at: row.at.clone(), prompt, completion, images });
         }
         let conversation = as_conversation(sample)?;
         let answer = answer(&conversation)?;
@@ -30,13 +31,7 @@ impl Encoder {
         let mut ids = Ids { encoder: self, left: self.options.cutoff_len, turns: Vec::new() };
         let cut = ids.take(turns)?;
         let (input_ids, labels) = ids.join()?;
-        Ok(Example {
-            input_ids,
-            labels: Labels::Tokens(labels),
-            token_type_ids: None,
-            source: conversation.at.clone(),
-            cut,
-        })
+        Ok(Example::new(input_ids, Labels::Tokens(labels), conversation.at.clone(), cut))
     }
 
     /// A prompt with its completion and no template, as TRL's `SFTTrainer` joins them: the texts
@@ -62,13 +57,7 @@ impl Encoder {
         ids.truncate(self.options.cutoff_len);
         let labels = labels_of(&ids)?;
         let labels = labels.iter().zip(trained).map(|(l, t)| if t { *l } else { IGNORE_INDEX });
-        Ok(Example {
-            labels: Labels::Tokens(labels.collect()),
-            input_ids: ids,
-            token_type_ids: None,
-            source: row.at.clone(),
-            cut,
-        })
+        Ok(Example::new(ids, Labels::Tokens(labels.collect()), row.at.clone(), cut))
     }
 }
 

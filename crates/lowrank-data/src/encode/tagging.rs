@@ -1,6 +1,7 @@
 //! A tag for each word. Reference: transformers `examples/pytorch/token-classification`,
 //! `tokenize_and_align_labels`: a word's first token carries its tag.
 
+use super::boxes::boxes_of;
 use super::{Example, IGNORE_INDEX, LabelSet, Labels, TextEncoder, unfit};
 use crate::error::RowProblem;
 use crate::formats::Sample;
@@ -23,7 +24,10 @@ impl TextEncoder {
                 Labels::Tokens(tag_labels(&kept.words, &ids))
             }
         };
-        Ok(self.example(kept, encoding.len(), labels, &row.at))
+        let words = kept.words.iter().map(|word| word.map(|word| word as usize));
+        let boxes = row.boxes.as_deref();
+        let boxes = boxes.map(|boxes| boxes_of(&self.tokenizer, &kept.ids, words, boxes));
+        Ok(Example { boxes, ..self.example(kept, encoding.len(), labels, &row.at) })
     }
 }
 

@@ -3,10 +3,12 @@
 
 use tokenizers::Encoding;
 
+use super::boxes::{boxes_of, words_of};
 use super::cut::{Cut, Kept};
 use super::{Example, Labels};
 use crate::error::RowProblem;
 use crate::error::RowRef;
+use crate::formats::WordBox;
 use crate::tokenizer::Tokenizer;
 
 /// Encodes labelled texts, tagged words, and texts with a target text.
@@ -33,6 +35,16 @@ impl TextEncoder {
         Cut::new(encoding, self.tokenizer.truncates_left()).longest_first(self.cutoff_len)
     }
 
+    /// The boxes of a text's tokens.
+    pub(super) fn boxes(
+        &self,
+        text: &str,
+        kept: &Kept,
+        boxes: Option<&[WordBox]>,
+    ) -> Option<Vec<WordBox>> {
+        boxes.map(|boxes| boxes_of(&self.tokenizer, &kept.ids, words_of(text, &kept.first), boxes))
+    }
+
     /// An example of what was kept of `length` tokens.
     pub(super) fn example(
         &self,
@@ -41,12 +53,10 @@ impl TextEncoder {
         labels: Labels,
         at: &RowRef,
     ) -> Example {
+        let cut = length - kept.ids.len();
         Example {
-            cut: length - kept.ids.len(),
-            input_ids: kept.ids,
-            labels,
             token_type_ids: self.tokenizer.uses_type_ids().then_some(kept.type_ids),
-            source: at.clone(),
+            ..Example::new(kept.ids, labels, at.clone(), cut)
         }
     }
 }

@@ -3,15 +3,14 @@
 
 use serde_json::Value;
 
+use super::media::images;
 use super::messages::{system, tools};
 use crate::conversation::{Conversation, Message, Response, Role};
 use crate::dataset_info::DatasetEntry;
 use crate::error::RowProblem;
-use crate::formats::refuse_media;
 use crate::record::{Record, text, wrong_type};
 
 pub(super) fn convert(record: &Record, entry: &DatasetEntry) -> Result<Conversation, RowProblem> {
-    refuse_media(record, entry)?;
     let mut prompt = history(record, entry)?;
     let mut parts = Vec::new();
     for role in ["prompt", "query"] {
@@ -27,6 +26,7 @@ pub(super) fn convert(record: &Record, entry: &DatasetEntry) -> Result<Conversat
         response: response(record, entry)?,
         only_answer: false,
         original: None,
+        images: images(record, entry)?,
     })
 }
 

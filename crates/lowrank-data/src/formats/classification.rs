@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::boxes::{WordBox, boxes, words_in};
 use super::column;
 use crate::dataset_info::DatasetEntry;
 use crate::error::{RowProblem, RowRef};
@@ -31,14 +32,25 @@ pub struct LabelledText {
     pub text_pair: Option<String>,
     /// The label; none when there is only something to predict.
     pub label: Option<Label>,
+    /// Where its words stand on their page.
+    pub boxes: Option<Vec<WordBox>>,
 }
 
 pub(super) fn convert(record: &Record, entry: &DatasetEntry) -> Result<LabelledText, RowProblem> {
     let field = column(entry, "label");
+    let text_field = column(entry, "text");
+    let text = record.require_text(text_field)?.to_owned();
+    let text_pair = record.text(column(entry, "text_pair"))?.map(str::to_owned);
+    let boxes = boxes(record, entry, (text_field, words_in(&text)))?;
+    if boxes.is_some() && text_pair.is_some() {
+        let message = "the row has boxes and a second text, whose words would have none".to_owned();
+        return Err(RowProblem::Other { message });
+    }
     Ok(LabelledText {
         at: record.at.clone(),
-        text: record.require_text(column(entry, "text"))?.to_owned(),
-        text_pair: record.text(column(entry, "text_pair"))?.map(str::to_owned),
+        text,
+        text_pair,
+        boxes,
         label: record.get(field).map(|value| label(value, field)).transpose()?,
     })
 }

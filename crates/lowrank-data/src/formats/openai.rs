@@ -8,7 +8,6 @@ use super::sharegpt::{Parts, Tags, assemble};
 use crate::conversation::{Conversation, Message, Role};
 use crate::dataset_info::{DatasetEntry, Names};
 use crate::error::RowProblem;
-use crate::formats::refuse_media;
 use crate::python_json;
 use crate::record::Record;
 
@@ -31,7 +30,6 @@ pub(super) fn default_tags() -> Names {
 }
 
 pub(super) fn convert(record: &Record, entry: &DatasetEntry) -> Result<Conversation, RowProblem> {
-    refuse_media(record, entry)?;
     let field = entry.columns.get("messages").unwrap_or("messages");
     let list = record.require_list(field)?;
     let tags = Tags { tags: &entry.tags, field };

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::boxes::{WordBox, boxes, words_in};
 use super::column;
 use crate::dataset_info::DatasetEntry;
 use crate::error::{RowProblem, RowRef, describe};
@@ -29,6 +30,8 @@ pub struct Question {
     pub context: String,
     /// The accepted answers; empty if the context has none.
     pub answers: Vec<Answer>,
+    /// Where the context's words stand on their page.
+    pub boxes: Option<Vec<WordBox>>,
 }
 
 pub(super) fn convert(record: &Record, entry: &DatasetEntry) -> Result<Question, RowProblem> {
@@ -37,7 +40,9 @@ pub(super) fn convert(record: &Record, entry: &DatasetEntry) -> Result<Question,
         Some(Value::String(id)) => Some(id.clone()),
         Some(other) => Some(other.to_string()),
     };
-    let context = record.require_text(column(entry, "context"))?.to_owned();
+    let context_field = column(entry, "context");
+    let context = record.require_text(context_field)?.to_owned();
+    let boxes = boxes(record, entry, (context_field, words_in(&context)))?;
     let field = column(entry, "answers");
     let answers = match record.get(field) {
         None => Vec::new(),
@@ -59,6 +64,7 @@ pub(super) fn convert(record: &Record, entry: &DatasetEntry) -> Result<Question,
         question: record.require_text(column(entry, "question"))?.to_owned(),
         context,
         answers,
+        boxes,
     })
 }
 

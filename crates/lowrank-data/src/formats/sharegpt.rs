@@ -3,15 +3,14 @@
 
 use serde_json::Value;
 
+use super::media::images;
 use super::messages::{check_order, part, system, tools};
 use crate::conversation::{Conversation, Message, Response, Role};
 use crate::dataset_info::{DatasetEntry, Names};
 use crate::error::RowProblem;
-use crate::formats::refuse_media;
 use crate::record::{Record, wrong_type};
 
 pub(super) fn convert(record: &Record, entry: &DatasetEntry) -> Result<Conversation, RowProblem> {
-    refuse_media(record, entry)?;
     let field = entry.columns.get("messages").unwrap_or("conversations");
     let list = record.require_list(field)?;
     let tags = Tags { tags: &entry.tags, field };
@@ -83,6 +82,7 @@ pub(super) fn assemble(
         response,
         only_answer: false,
         original: None,
+        images: images(record, entry)?,
     })
 }
 

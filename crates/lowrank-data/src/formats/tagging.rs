@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::boxes::{WordBox, boxes};
 use super::column;
 use crate::dataset_info::DatasetEntry;
 use crate::error::{RowProblem, RowRef};
@@ -16,6 +17,8 @@ pub struct TaggedWords {
     pub tokens: Vec<String>,
     /// A tag a word, by name; none when there is only something to predict.
     pub tags: Option<Vec<String>>,
+    /// Where its words stand on their page.
+    pub boxes: Option<Vec<WordBox>>,
 }
 
 pub(super) fn convert(record: &Record, entry: &DatasetEntry) -> Result<TaggedWords, RowProblem> {
@@ -33,7 +36,8 @@ pub(super) fn convert(record: &Record, entry: &DatasetEntry) -> Result<TaggedWor
             right_len: tags.len(),
         });
     }
-    Ok(TaggedWords { at: record.at.clone(), tokens, tags })
+    let boxes = boxes(record, entry, (tokens_field, tokens.len()))?;
+    Ok(TaggedWords { at: record.at.clone(), tokens, tags, boxes })
 }
 
 fn names(list: &[Value], field: &str) -> Result<Vec<String>, RowProblem> {

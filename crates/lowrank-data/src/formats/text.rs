@@ -1,5 +1,8 @@
 //! Plain text for pretraining, and prompts with a continuation that no template touches.
 
+use std::path::PathBuf;
+
+use super::boxes::{WordBox, boxes, words_in};
 use crate::dataset_info::DatasetEntry;
 use crate::error::{RowProblem, RowRef};
 use crate::formats::column;
@@ -12,6 +15,8 @@ pub struct PlainText {
     pub at: RowRef,
     /// The text.
     pub text: String,
+    /// Where its words stand on their page.
+    pub boxes: Option<Vec<WordBox>>,
 }
 
 /// A prompt and its continuation; the continuation alone is trained.
@@ -23,9 +28,13 @@ pub struct Completion {
     pub prompt: String,
     /// The text to learn.
     pub completion: String,
+    /// The files of its pictures.
+    pub images: Vec<PathBuf>,
 }
 
 pub(super) fn convert(record: &Record, entry: &DatasetEntry) -> Result<PlainText, RowProblem> {
-    let text = record.require_text(column(entry, "text"))?.to_owned();
-    Ok(PlainText { at: record.at.clone(), text })
+    let field = column(entry, "text");
+    let text = record.require_text(field)?.to_owned();
+    let boxes = boxes(record, entry, (field, words_in(&text)))?;
+    Ok(PlainText { at: record.at.clone(), text, boxes })
 }

@@ -6,6 +6,7 @@
 
 use serde_json::Value;
 
+use super::media::images;
 use super::messages::{check_order, tools};
 use super::openai::{default_tags, messages};
 use super::sharegpt::Tags;
@@ -13,11 +14,10 @@ use super::{Completion, Sample};
 use crate::conversation::{Conversation, Message, Response, Role};
 use crate::dataset_info::DatasetEntry;
 use crate::error::RowProblem;
-use crate::formats::{column, refuse_media};
+use crate::formats::column;
 use crate::record::{Record, wrong_type};
 
 pub(super) fn convert(record: &Record, entry: &DatasetEntry) -> Result<Sample, RowProblem> {
-    refuse_media(record, entry)?;
     let row = Row { record, entry };
     if record.get(column(entry, "chosen")).is_some() {
         return row.pair();
@@ -84,6 +84,7 @@ impl Row<'_> {
             response: respond(answer)?,
             only_answer,
             original: needs_original(&original).then_some(original),
+            images: images(self.record, self.entry)?,
         }))
     }
 
@@ -96,6 +97,7 @@ impl Row<'_> {
                 at: self.record.at.clone(),
                 prompt: prompt.clone(),
                 completion: completion.clone(),
+                images: images(self.record, self.entry)?,
             }));
         }
         let mut turns = self.turns_or_text("prompt", Role::User)?;
@@ -133,6 +135,7 @@ impl Row<'_> {
             response: Response::None,
             only_answer: true,
             original: needs_original(&turns.original).then_some(turns.original),
+            images: images(self.record, self.entry)?,
         }))
     }
 

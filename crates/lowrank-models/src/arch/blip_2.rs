@@ -10,15 +10,16 @@ use lowrank_peft::{
     layers::{Embedding, Linear},
 };
 
-use super::{Architecture, Modality, Parts};
+use super::{Architecture, Beside, Modality, Parts};
 use crate::{
-    Builder, Cache, Config, Context, Encoded, Given, Input, Network, Result, Task,
+    Builder, Cache, Config, Context, Encoded, Given, ImageTokens, Input, Network, Result, Task,
     blocks::{query_former::QueryFormer, vision_tower::VisionTower},
 };
 
 pub(super) const ENTRY: Architecture = Architecture {
     model_type: "blip-2",
     modality: Modality::Multimodal,
+    beside: Beside::Picture,
     tasks: &[Task::CausalLm, Task::Seq2SeqLm, Task::FeatureExtraction],
     class: "Blip2",
     causal_lm: "ForConditionalGeneration",
@@ -43,7 +44,7 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     let [vision, queries, text] =
         [part("vision_config")?, part("qformer_config")?, part("text_config")?];
     let vision_model = VisionTower::build(&vision, &b.at("vision_model"))?;
-    let count = c.size_or("num_query_tokens", 32)?;
+    let ImageTokens { id: image_token, count } = ImageTokens::read(c)?;
     let qformer = QueryFormer::build(&queries, count, vision.size("hidden_size")?, b)?;
     let inner = Architecture::of(&text)?;
     // transformers' bare model is the whole one, the words' head included.
@@ -58,8 +59,6 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
         b.linear("language_projection", queries.size("hidden_size")?, width, true)?;
     let (language_model, head) =
         (inner.build)(&text, task, &b.nested("language_model", inner, task))?;
-    let image_token = c.token_id("image_token_index")?.or(c.token_id("image_token_id")?);
-    let image_token = image_token.ok_or_else(|| c.wrong("image_token_index", "a token id"))?;
     let network = Blip2 { vision_model, qformer, language_projection, language_model, image_token };
     Ok((Arc::new(network), head))
 }

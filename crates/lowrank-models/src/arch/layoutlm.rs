@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Architecture, Modality, Parts};
+use super::{Architecture, Beside, Modality, Parts};
 use crate::{
     Builder, Config, Network as _, Result, Task,
     blocks::{
@@ -17,6 +17,7 @@ use crate::{
 pub(super) const ENTRY: Architecture = Architecture {
     model_type: "layoutlm",
     modality: Modality::Multimodal,
+    beside: Beside::Boxes,
     class: "LayoutLM",
     prefixes: &["layoutlm"],
     paper: "arXiv:1912.13318",

@@ -14,6 +14,8 @@ use std::path::PathBuf;
 /// A training run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
+    /// What it is trained for.
+    pub stage: Stage,
     /// The base model.
     pub model: ModelPlan,
     /// What of it is trained.
@@ -30,6 +32,18 @@ pub struct Plan {
     pub generate: GeneratePlan,
     /// What the recipe says without effect here, to be shown once.
     pub notices: Vec<Notice>,
+}
+
+/// What a run trains for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Stage {
+    /// Answers, labels, texts as they are.
+    Sft,
+    /// Plain texts: an encoder guesses words that are hidden from it.
+    Pt {
+        /// The share of tokens that are to be guessed.
+        mlm_probability: f64,
+    },
 }
 
 /// A chat, a generation, a server.
@@ -127,6 +141,8 @@ pub struct LoraPlan {
     pub target: Target,
     /// PEFT's `target_parameters`: ends of the names of parameters that get adapters as well.
     pub target_parameters: Vec<String>,
+    /// The parts of a model that sees which [`Target::All`] leaves out.
+    pub freeze: Freeze,
     /// Which of them don't after all.
     pub exclude_modules: Option<Target>,
     /// Scale alpha / √r.
@@ -177,6 +193,17 @@ pub enum Target {
     Pattern(String),
 }
 
+/// Parts of a model that sees, frozen or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Freeze {
+    /// The encoder of pictures.
+    pub vision_tower: bool,
+    /// What makes words of pictures.
+    pub multi_modal_projector: bool,
+    /// The language model.
+    pub language_model: bool,
+}
+
 /// Which biases of the base are trained and saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bias {
@@ -204,6 +231,12 @@ pub enum InitLoraWeights {
 pub struct DataPlan {
     /// Where the descriptions of datasets are.
     pub dataset_dir: DatasetDir,
+    /// Where the paths of pictures begin; `None`: in the folder of the descriptions.
+    pub media_dir: Option<PathBuf>,
+    /// Fewest pixels with which a picture comes to the model's own preparation.
+    pub image_min_pixels: Option<usize>,
+    /// Most pixels.
+    pub image_max_pixels: Option<usize>,
     /// Names of the datasets to train on, in their order.
     pub dataset: Vec<String>,
     /// Names of the datasets to evaluate on; never together with `val_size`.

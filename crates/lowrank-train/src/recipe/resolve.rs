@@ -10,7 +10,7 @@ mod output;
 mod train;
 
 use super::keys::{self, Kind, Status};
-use super::plan::{ChatPlan, ExportPlan, Plan};
+use super::plan::{ChatPlan, ExportPlan, Plan, Stage};
 use super::yaml::{Node, Value};
 use super::{Entry, Location, Recipe, RecipeError, values};
 use model::Use;
@@ -44,6 +44,7 @@ impl Recipe {
         self.check_implemented()?;
         let method = self.method()?;
         let plan = Plan {
+            stage: self.stage()?,
             model: self.model(Use::Training)?,
             data: self.data(&method)?,
             method,
@@ -88,6 +89,23 @@ impl Recipe {
                 .ok_or_else(|| self.bad("export_size", "a file's size in GB"))?,
             notices: self.notices()?,
         })
+    }
+
+    fn stage(&self) -> Result<Stage, RecipeError> {
+        if self.get::<String>("stage")? != "pt" {
+            return Ok(Stage::Sft);
+        }
+        if self.get::<String>("task_type")? != "CAUSAL_LM" {
+            let rule = "hidden words are guessed by the model's own head; remove `task_type`";
+            return Err(self.contradiction("stage", "task_type", rule));
+        }
+        for key in ["packing", "neat_packing"] {
+            if self.opt(key)? == Some(true) {
+                let rule = "an encoder reads each text by itself";
+                return Err(self.contradiction("stage", key, rule));
+            }
+        }
+        Ok(Stage::Pt { mlm_probability: self.get("mlm_probability")? })
     }
 
     fn check_implemented(&self) -> Result<(), RecipeError> {
@@ -136,6 +154,9 @@ impl Recipe {
             }
             "pure_bf16" if self.get("pure_bf16")? => {
                 Ok(Some("keeps the base weights in bf16; the adapters stay f32 here".to_owned()))
+            }
+            "mlm_probability" if self.get::<String>("stage")? != "pt" => {
+                Ok(Some("has no effect without `stage: pt`".to_owned()))
             }
             "packing" if self.get("neat_packing")? && self.opt("packing")? == Some(false) => {
                 Ok(Some("is overruled by `neat_packing: true`, as in LLaMA-Factory".to_owned()))

@@ -6,9 +6,9 @@
 //! saved, the device, recomputation, how answers are drawn.
 
 use super::plan::{
-    AdamW, Bias, DataPlan, DatasetDir, Duration, InitLoraWeights, LoraPlan, MethodPlan, ModelPlan,
-    Packing, Plan, RopeScaling, Target, TaskType, TemplatePlan, TrainPlan, ValSize, Warmup,
-    WeightDtype,
+    AdamW, Bias, DataPlan, DatasetDir, Duration, Freeze, InitLoraWeights, LoraPlan, MethodPlan,
+    ModelPlan, Packing, Plan, RopeScaling, Stage, Target, TaskType, TemplatePlan, TrainPlan,
+    ValSize, Warmup, WeightDtype,
 };
 use indexmap::IndexMap;
 use std::path::PathBuf;
@@ -28,6 +28,10 @@ impl Plan {
     /// Key to value of everything that influences the trained weights, in a fixed order.
     pub fn settings(&self) -> IndexMap<String, String> {
         let mut settings = Settings(IndexMap::new());
+        if let Stage::Pt { mlm_probability } = self.stage {
+            settings.put("stage", "pt");
+            settings.put("mlm_probability", mlm_probability);
+        }
         settings.model(&self.model);
         let MethodPlan::Lora(lora) = &self.method;
         settings.lora(lora);
@@ -73,6 +77,14 @@ impl Settings {
         self.put(key, value.map_or_else(|| "null".to_owned(), |value| value.to_string()));
     }
 
+    /// A setting that came later than others: its default isn't written, so that runs from before
+    /// can be resumed.
+    fn put_other<T: ToString + PartialEq>(&mut self, key: &str, value: T, default: T) {
+        if value != default {
+            self.put(key, value);
+        }
+    }
+
     fn model(&mut self, plan: &ModelPlan) {
         let ModelPlan { model_name_or_path, adapters, weights, rope_scaling, device: _ } = plan;
         self.put("model_name_or_path", model_name_or_path.display());
@@ -89,6 +101,7 @@ impl Settings {
             lora_dropout,
             target,
             target_parameters,
+            freeze: Freeze { vision_tower, multi_modal_projector, language_model },
             exclude_modules,
             use_rslora,
             modules_to_save,
@@ -108,6 +121,9 @@ impl Settings {
         self.put("lora_dropout", lora_dropout);
         self.put("lora_target", target_name(target));
         self.put("target_parameters", target_parameters.join(","));
+        self.put_other("freeze_vision_tower", *vision_tower, true);
+        self.put_other("freeze_multi_modal_projector", *multi_modal_projector, true);
+        self.put_other("freeze_language_model", *language_model, false);
         self.put_opt("exclude_modules", exclude_modules.as_ref().map(target_name));
         self.put("use_rslora", use_rslora);
         self.put("additional_target", modules_to_save.join(","));
@@ -125,6 +141,9 @@ impl Settings {
     fn data(&mut self, plan: &DataPlan) {
         let DataPlan {
             dataset_dir,
+            media_dir: _, // the hash of the rows has the pictures in it
+            image_min_pixels,
+            image_max_pixels,
             dataset,
             eval_dataset: _,
             val_size,
@@ -142,6 +161,8 @@ impl Settings {
             skip_bad_rows,
         } = plan;
         self.put("dataset_dir", directory(dataset_dir));
+        self.put_other("image_min_pixels", image_min_pixels.unwrap_or(0), 0);
+        self.put_other("image_max_pixels", image_max_pixels.unwrap_or(0), 0);
         self.put("dataset", dataset.join(","));
         self.put("val_size", val_size_name(*val_size));
         self.put_opt("max_samples", *max_samples);

@@ -55,6 +55,10 @@ impl Case {
         ] {
             fs::copy(from.join(file), case.model.join(file)).unwrap();
         }
+        let pictures = "preprocessor_config.json";
+        if model.join(pictures).exists() {
+            fs::copy(model.join(pictures), case.model.join(pictures)).unwrap();
+        }
         case.with_rows(rows)
     }
 
@@ -67,6 +71,12 @@ impl Case {
     pub(crate) fn with_rows(mut self, rows: &str) -> Self {
         self.data = self.folder.path().join("rows.jsonl");
         fs::write(&self.data, rows).unwrap();
+        self
+    }
+
+    /// The same with another value of a key.
+    pub(crate) fn with(mut self, key: &str) -> Self {
+        set(&mut self.keys, key);
         self
     }
 
@@ -90,11 +100,7 @@ impl Case {
             self.path(out).display()
         );
         let mut overrides = self.keys.clone();
-        for key in more {
-            let name = key.split('=').next().unwrap();
-            overrides.retain(|own| own.split('=').next() != Some(name));
-            overrides.push((*key).to_owned());
-        }
+        more.iter().for_each(|key| set(&mut overrides, key));
         let recipe = Recipe::parse(&text, "recipe.yaml", &overrides);
         recipe.and_then(|recipe| recipe.resolve()).unwrap_or_else(|e| panic!("{e}"))
     }
@@ -154,6 +160,13 @@ impl Case {
     pub(crate) fn json(&self, file: &str) -> serde_json::Value {
         serde_json::from_slice(&self.read(file)).unwrap()
     }
+}
+
+/// Sets a key whether or not it is there.
+fn set(keys: &mut Vec<String>, key: &str) {
+    let name = |key: &str| key.split('=').next().map(str::to_owned);
+    keys.retain(|own| name(own) != name(key));
+    keys.push(key.to_owned());
 }
 
 fn train(plan: &Plan, listener: &mut Listener<'_>, stop: &AtomicBool) -> Result<Summary> {

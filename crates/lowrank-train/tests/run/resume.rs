@@ -26,7 +26,11 @@ const KEYS: [&str; 15] = [
 ];
 
 /// The last checkpoint's files and the run's own, without the clock.
-fn outcome(case: &Case, out: &str, last: u64) -> (Vec<Vec<u8>>, [TrainerState; 2], Vec<Value>) {
+pub(crate) fn outcome(
+    case: &Case,
+    out: &str,
+    last: u64,
+) -> (Vec<Vec<u8>>, [TrainerState; 2], Vec<Value>) {
     let checkpoint = format!("{out}/checkpoint-{last}");
     let files = [
         format!("{out}/adapter_model.safetensors"),

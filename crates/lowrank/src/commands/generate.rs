@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{bail, ensure};
 use candle_core::{Device, Tensor};
 use lowrank_data::{DataOptions, ImageProcessor, Tokenizer};
-use lowrank_models::{Family, Forced, GenerateOptions, Input, Model, PeftModel, Sampling, Task};
+use lowrank_models::{
+    Family, Forced, GenerateOptions, ImageTokens, Input, Model, PeftModel, Sampling, Task,
+};
 use serde_json::json;
 
 use crate::{
@@ -134,13 +136,10 @@ pub(crate) fn open_for_generation(source: &ModelSource, ui: Ui) -> anyhow::Resul
 /// The tokens in whose places a picture goes, then those of the prompt; without a prompt the token
 /// that begins a text, as transformers has it.
 fn behind_image(model: &Model, prompt: Vec<u32>) -> anyhow::Result<Vec<u32>> {
-    let config = &model.config;
-    let token = config.token_id("image_token_index")?.or(config.token_id("image_token_id")?);
-    let Some(token) = token else {
-        let model_type = model.architecture.model_type;
-        bail!("`{model_type}` models see no pictures: the config has no `image_token_index`");
+    let Some(image) = ImageTokens::of(&model.config)? else {
+        bail!("`{}` models see no pictures", model.architecture.model_type);
     };
-    let mut ids = vec![token; config.size_or("num_query_tokens", 32)?];
+    let mut ids = vec![image.id; image.count];
     match prompt.is_empty() {
         false => ids.extend(prompt),
         true => ids.extend(model.text_config()?.token_id("bos_token_id")?),

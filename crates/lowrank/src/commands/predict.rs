@@ -8,8 +8,9 @@ mod tags;
 use std::{io::Write as _, path::PathBuf};
 
 use anyhow::{bail, ensure};
-use lowrank_data::{Example, Tokenizer};
+use lowrank_data::{Example, Tokenizer, WordBox};
 use lowrank_models::{Input, LabelNames, PeftModel, ProblemType, Sequences, Task};
+use lowrank_train::{missing, needless};
 use serde_json::Value;
 
 use super::inspect::task;
@@ -83,6 +84,13 @@ impl Predict {
                 other.name()
             ),
         };
+        let architecture = Some(source.config()?.1);
+        for sample in &samples {
+            let wrong = needless(architecture, sample).or_else(|| missing(architecture, sample));
+            if let Some(problem) = wrong {
+                return Err(problem.at(sample.at()).into());
+            }
+        }
         let model = source.open(task, ui)?;
         let tokenizer = source.tokenizer()?;
         let predictor = Predictor {
@@ -149,7 +157,9 @@ fn input(examples: &[&Example]) -> Input {
     let types: Option<Vec<&[u32]>> = examples.iter().map(|e| e.token_type_ids.as_deref()).collect();
     let ids = examples.iter().flat_map(|e| e.input_ids.iter().copied()).collect();
     let token_types = types.map(|types| types.concat().into());
-    Input { token_types, ..Input::new(ids, Sequences::packed(&lengths)) }
+    let boxes: Option<Vec<&[WordBox]>> = examples.iter().map(|e| e.boxes.as_deref()).collect();
+    let bbox = boxes.map(|boxes| boxes.concat().into());
+    Input { token_types, bbox, ..Input::new(ids, Sequences::packed(&lengths)) }
 }
 
 /// Shares that add up to 1, largest logit first in weight.

@@ -10,6 +10,7 @@ use lowrank_data::{DataOptions, Encoder, Example, Labels, Packing, Tokenizer, pa
 use lowrank_models::{Architecture, Config, Family, Task};
 use lowrank_train::{
     Rows, data_options,
+    objectives::MaskedWords,
     recipe::{
         Recipe,
         plan::{self, MethodPlan, Plan},
@@ -57,7 +58,14 @@ impl Preview {
             Task::CausalLm => Encoder::new(tokenizer.clone(), options.clone())?.tokenizer().clone(),
             _ => tokenizer.clone(),
         };
-        let rows = rows(&plan, task, &options, tokenizer)?;
+        // Words are hidden as in the first epoch.
+        let words = MaskedWords::of(&plan, &tokenizer, tokenizer.vocab_size())?;
+        let mut rows = rows(&plan, task, &options, tokenizer)?;
+        if let Some(words) = words.map(|words| words.in_epoch(0)) {
+            for (i, example) in (0..).zip(&mut rows.train) {
+                *example = words.hide(i, example);
+            }
+        }
         let shown = if self.all { rows.train.len() } else { self.rows.min(rows.train.len()) };
         let mut out = ui.output();
         for (i, example) in rows.train.iter().take(shown).enumerate() {
@@ -83,6 +91,7 @@ fn task_of(plan: &Plan) -> anyhow::Result<Task> {
     let MethodPlan::Lora(lora) = &plan.method;
     let path = plan.model.model_name_or_path.join("config.json");
     Ok(match lora.task_type {
+        _ if matches!(plan.stage, plan::Stage::Pt { .. }) => Task::MaskedLm,
         plan::TaskType::SeqCls => Task::SeqCls,
         plan::TaskType::TokenCls => Task::TokenCls,
         plan::TaskType::QuestionAns => Task::QuestionAns,

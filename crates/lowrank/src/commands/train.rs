@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use lowrank_data::DateTime;
 use lowrank_train::{
     Observer, Setup, Summary, Trainer,
-    recipe::{Plan, Recipe, keys},
+    recipe::{Plan, Recipe, keys, plan::Stage},
 };
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 
@@ -126,6 +126,11 @@ fn show(plan: &Plan, setup: &Setup) {
     let rows = &setup.rows;
     let tokens: usize = rows.train.iter().map(|e| e.input_ids.len()).sum();
     let trained: usize = rows.train.iter().map(lowrank_data::Example::targets).sum();
+    // Of the words that may be hidden only some are.
+    let hidden = match plan.stage {
+        Stage::Sft => 1.0,
+        Stage::Pt { mlm_probability } => mlm_probability,
+    };
     let lines = [
         format!(
             "model    {} ({}, {})",
@@ -138,7 +143,7 @@ fn show(plan: &Plan, setup: &Setup) {
         format!(
             "data     {} rows, {tokens} tokens, {:.0} % of them trained; {} rows held out",
             rows.train.len(),
-            100.0 * trained as f64 / tokens.max(1) as f64,
+            100.0 * hidden * trained as f64 / tokens.max(1) as f64,
             rows.eval.len()
         ),
         format!(

@@ -122,6 +122,7 @@ impl Prompter {
             response: Response::None,
             only_answer: false,
             original: None,
+            images: Vec::new(),
         });
         Ok(self.encoder.prompt(&sample)?.input_ids)
     }

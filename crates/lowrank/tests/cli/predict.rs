@@ -90,6 +90,26 @@ fn answers_equal_transformers() -> Result<()> {
     Ok(())
 }
 
+/// Rows, model and numbers are those of training, `make_boxes.py` there.
+#[test]
+fn tags_of_words_on_a_page_equal_transformers() -> Result<()> {
+    let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lowrank-train/tests/fixtures/run");
+    let path = |name: &str| made.join(name).display().to_string();
+    let (base, adapter, rows) =
+        (path("boxes_base"), path("boxes_tag_end"), path("boxes_tag.jsonl"));
+    let command = |rows: &str| {
+        let model = ["predict", "--model", &base, "--adapter", &adapter, "--task", "token-cls"];
+        let more = ["--json", "--cutoff-len", "20", "--data", rows];
+        [&model[..], &more].concat().into_iter().map(str::to_owned).collect::<Vec<String>>()
+    };
+    let found = objects(&stdout(command(&rows))?)?;
+    assert_eq!(found, objects(&std::fs::read_to_string(path("boxes_tags.jsonl"))?)?);
+    let boxless = fixture("token_cls").join("rows.jsonl").display().to_string();
+    let said = failure(command(&boxless))?;
+    assert!(said.contains("(row 0): no field `boxes`"), "{said}");
+    Ok(())
+}
+
 #[test] // PEFT itself has no label_names.json
 fn an_adapter_without_names_has_as_many_classes_as_its_head() -> Result<()> {
     let (base, adapter) = (with_tokenizer("bert")?, tempfile::tempdir()?);

@@ -42,13 +42,7 @@ pub(super) static KEYS: &[Key] = &[
     ),
     here("mask_history", Kind::Switch, "false", "loss on the last turn only"),
     here("max_samples", Kind::Whole(1), "-", "only the first rows of each dataset"),
-    ignored(
-        "media_dir",
-        Kind::Text,
-        "-",
-        "base folder of media",
-        "no images, videos or audio are read",
-    ),
+    here("media_dir", Kind::Text, "-", "where the paths of pictures begin; null: in `dataset_dir`"),
     here(
         "mix_strategy",
         Kind::OneOf {

@@ -1,6 +1,6 @@
 //! Keys that LLaMA-Factory doesn't have: the rest of PEFT's `LoraConfig`, and lowrank's own.
 
-use super::{Key, Kind, here};
+use super::{Key, Kind, Range, here};
 
 const FLOAT_KINDS: Kind =
     Kind::OneOf { here: &["auto", "float32", "bfloat16"], later: &["float16"] };
@@ -52,6 +52,12 @@ pub(super) static KEYS: &[Key] = &[
         "only these layers get adapters",
     ),
     here("lora_bias", Kind::Switch, "false", "a bias on B"),
+    here(
+        "mlm_probability",
+        Kind::Number(Range::AboveZeroUpToOne),
+        "0.15",
+        "`stage: pt`: the share of tokens that are to be guessed",
+    ),
     here("rank_pattern", Kind::Table, "{}", "other rank for some modules: name or regex to rank"),
     here(
         "skip_bad_rows",

@@ -7,7 +7,6 @@ const WITH_GALORE: &str = "read only with `use_galore`";
 const WITH_APOLLO: &str = "read only with `use_apollo`";
 const WITH_FREEZE: &str = "read only with `finetuning_type: freeze`";
 const WITH_OFT: &str = "read only with `finetuning_type: oft`";
-const NO_MEDIA: &str = "text models have no vision tower";
 
 pub(super) static KEYS: &[Key] = &[
     here(
@@ -63,11 +62,26 @@ pub(super) static KEYS: &[Key] = &[
         "what is trained: adapters, some layers, or all",
     ),
     ignored("freeze_extra_modules", Kind::Names, "-", "modules outside the layers", WITH_FREEZE),
-    ignored("freeze_language_model", Kind::Switch, "false", "freeze the text model", NO_MEDIA),
-    ignored("freeze_multi_modal_projector", Kind::Switch, "true", "freeze the projector", NO_MEDIA),
+    here(
+        "freeze_language_model",
+        Kind::Switch,
+        "false",
+        "`lora_target: all` leaves out the language model of a model that sees",
+    ),
+    here(
+        "freeze_multi_modal_projector",
+        Kind::Switch,
+        "true",
+        "`lora_target: all` leaves out what makes words of pictures",
+    ),
     ignored("freeze_trainable_layers", Kind::Whole(i64::MIN), "2", "layers trained", WITH_FREEZE),
     ignored("freeze_trainable_modules", Kind::Names, "all", "modules in those layers", WITH_FREEZE),
-    ignored("freeze_vision_tower", Kind::Switch, "true", "freeze the encoder", NO_MEDIA),
+    here(
+        "freeze_vision_tower",
+        Kind::Switch,
+        "true",
+        "`lora_target: all` leaves out the encoder of pictures",
+    ),
     ignored("galore_layerwise", Kind::Switch, "false", "update per layer", WITH_GALORE),
     ignored("galore_proj_type", Kind::Text, "std", "projection", WITH_GALORE),
     ignored("galore_rank", Kind::Whole(1), "16", "projection rank", WITH_GALORE),
@@ -120,9 +134,9 @@ pub(super) static KEYS: &[Key] = &[
     here("pure_bf16", Kind::Switch, "false", "base weights in bf16; adapters stay f32 here"),
     here(
         "stage",
-        Kind::OneOf { here: &["sft"], later: &["pt", "rm", "ppo", "dpo", "kto", "grpo"] },
+        Kind::OneOf { here: &["sft", "pt"], later: &["rm", "ppo", "dpo", "kto", "grpo"] },
         "sft",
-        "the objective",
+        "the objective; pt: encoders guess hidden words of plain texts",
     ),
     later("use_adam_mini", Kind::Switch, "false", "Adam-mini"),
     later("use_apollo", Kind::Switch, "false", "APOLLO"),

@@ -2,7 +2,8 @@
 
 use super::{Key, Kind, Range, here, ignored, later};
 
-const NO_MEDIA: &str = "no images, videos or audio are read";
+const NO_MEDIA: &str = "no videos or audio are read";
+const ONE_VIEW: &str = "no model that takes a picture apart is implemented";
 const NO_HUB: &str = "nothing is downloaded or uploaded; models and data are local folders";
 const QUANTIZED: &str = "read only with `quantization_bit`";
 const KERNELS: &str = "lowrank has its own kernels";
@@ -16,7 +17,7 @@ pub(super) static KEYS: &[Key] = &[
     later("add_tokens", Kind::Names, "-", "ordinary tokens to add"),
     ignored("audio_sampling_rate", Kind::Whole(1), "16000", "resample rate", NO_MEDIA),
     ignored("cache_dir", Kind::Text, "-", "download cache", NO_HUB),
-    ignored("crop_to_patches", Kind::Switch, "false", "tiles of large images", NO_MEDIA),
+    ignored("crop_to_patches", Kind::Switch, "false", "tiles of large images", ONE_VIEW),
     here(
         "disable_gradient_checkpointing",
         Kind::Switch,
@@ -27,9 +28,9 @@ pub(super) static KEYS: &[Key] = &[
     ignored("enable_liger_kernel", Kind::Switch, "false", "Liger's fused kernels", KERNELS),
     ignored("flash_attn", Kind::Text, "auto", "attention kernel", KERNELS),
     ignored("hf_hub_token", Kind::Text, "-", "hub credential", NO_HUB),
-    ignored("image_do_pan_and_scan", Kind::Switch, "false", "crops of large images", NO_MEDIA),
-    ignored("image_max_pixels", Kind::Whole(1), "589824", "most pixels per image", NO_MEDIA),
-    ignored("image_min_pixels", Kind::Whole(1), "1024", "fewest pixels per image", NO_MEDIA),
+    ignored("image_do_pan_and_scan", Kind::Switch, "false", "crops of large images", ONE_VIEW),
+    here("image_max_pixels", Kind::Whole(1), "-", "shrink larger pictures before all else"),
+    here("image_min_pixels", Kind::Whole(1), "-", "enlarge smaller pictures before all else"),
     ignored(
         "infer_backend",
         Kind::Text,

@@ -15,6 +15,9 @@ impl Recipe {
         let packing = self.packing()?;
         let plan = DataPlan {
             dataset_dir: self.dataset_dir()?,
+            media_dir: self.opt::<String>("media_dir")?.map(Into::into),
+            image_min_pixels: self.opt("image_min_pixels")?,
+            image_max_pixels: self.opt("image_max_pixels")?,
             dataset: self.opt("dataset")?.unwrap_or_default(),
             eval_dataset: self.opt("eval_dataset")?.unwrap_or_default(),
             val_size: self.val_size()?,

@@ -1,6 +1,8 @@
 //! The method's part of a plan: LoRA in PEFT's terms, with the rules of `LoraConfig`.
 
-use crate::recipe::plan::{Bias, InitLoraWeights, LoraPlan, MethodPlan, Packing, Target, TaskType};
+use crate::recipe::plan::{
+    Bias, Freeze, InitLoraWeights, LoraPlan, MethodPlan, Packing, Target, TaskType,
+};
 use crate::recipe::yaml::Value;
 use crate::recipe::{Recipe, RecipeError};
 use indexmap::IndexMap;
@@ -21,6 +23,11 @@ impl Recipe {
             lora_dropout: self.get("lora_dropout")?,
             target: self.target("lora_target")?.unwrap_or(Target::All),
             target_parameters: self.opt("target_parameters")?.unwrap_or_default(),
+            freeze: Freeze {
+                vision_tower: self.get("freeze_vision_tower")?,
+                multi_modal_projector: self.get("freeze_multi_modal_projector")?,
+                language_model: self.get("freeze_language_model")?,
+            },
             exclude_modules: self.excluded()?,
             use_rslora: self.get("use_rslora")?,
             modules_to_save: self.opt("additional_target")?.unwrap_or_default(),

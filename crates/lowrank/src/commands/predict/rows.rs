@@ -60,6 +60,7 @@ fn without_label(sample: Sample) -> Sample {
             text: row.text,
             text_pair: None,
             label: None,
+            boxes: row.boxes,
         }),
         other => other,
     }
