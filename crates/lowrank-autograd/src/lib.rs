@@ -24,7 +24,7 @@ mod weight;
 pub use error::{Error, Result};
 pub use gradients::Gradients;
 pub use parameter::{Parameter, ParameterId};
-pub use random::{Dropout, Key, RowKeys};
+pub use random::{Dropout, Jitter, Key, RowKeys};
 pub use recompute::recompute;
 pub use value::Value;
 pub use weight::{MappedFile, Weight};

@@ -123,12 +123,7 @@ impl Dropout {
         if !(0.0..1.0).contains(&self.p) {
             return Err(Error::Probability { op, p: self.p });
         }
-        if self.rows.len() < rows {
-            let must_be = format!("at least {rows}, one for each row");
-            let (what, found) = ("the number of row keys", vec![self.rows.len()]);
-            return Err(Error::Shape { op, what, found, must_be });
-        }
-        Ok(())
+        check_rows(op, &self.rows, rows)
     }
 
     /// `x` `[rows, columns]` with its mask applied, on all threads: a row's mask is its own.
@@ -152,6 +147,45 @@ impl Dropout {
             row: self.rows.get(row).copied().unwrap_or_default(),
             threshold: (f64::from(self.p) * 4_294_967_296.0) as u32,
             keep: 1.0 / (1.0 - self.p),
+        }
+    }
+}
+
+/// An error unless there is a key for each of `rows` rows.
+fn check_rows(op: &'static str, keys: &RowKeys, rows: usize) -> Result<()> {
+    if keys.len() >= rows {
+        return Ok(());
+    }
+    let must_be = format!("at least {rows}, one for each row");
+    Err(Error::Shape { op, what: "the number of row keys", found: vec![keys.len()], must_be })
+}
+
+/// Noise at one place of one step: elements are multiplied by numbers uniform in
+/// `[1 - amount, 1 + amount)`, which like masks are computed wherever they are needed.
+#[derive(Clone, Debug)]
+pub struct Jitter {
+    /// How far from 1 a factor may be.
+    pub amount: f32,
+    /// Stream of the step and the place.
+    pub key: Key,
+    /// One key for each row of the tensor.
+    pub rows: RowKeys,
+}
+
+impl Jitter {
+    /// An error unless it has a key for each of `rows` rows.
+    pub(crate) fn check(&self, op: &'static str, rows: usize) -> Result<()> {
+        check_rows(op, &self.rows, rows)
+    }
+
+    /// The factors of a row.
+    pub fn factors(&self, row: usize, out: &mut [f32]) {
+        let row = self.rows.get(row).copied().unwrap_or_default();
+        for (block, out) in (0..).zip(out.chunks_mut(4)) {
+            for (factor, word) in out.iter_mut().zip(self.key.block(row, block)) {
+                let within = 2.0 * f64::from(word) / 4_294_967_296.0 - 1.0;
+                *factor = (1.0 + f64::from(self.amount) * within) as f32;
+            }
         }
     }
 }
@@ -275,6 +309,21 @@ mod tests {
         let mut other = vec![0.0; 77];
         d.factors(0, 13, &mut other);
         assert_ne!(part, other);
+    }
+
+    #[test]
+    fn noise_is_uniform_about_one() {
+        let noise = Jitter { amount: 0.2, key: Key::new(3), rows: Arc::new([5, 6]) };
+        let mut factors = vec![0.0; 20_001];
+        noise.factors(1, &mut factors);
+        assert!(factors.iter().all(|f| (0.8..=1.2).contains(f)));
+        let n = factors.len() as f64;
+        let mean = factors.iter().map(|f| f64::from(*f)).sum::<f64>() / n;
+        let variance = factors.iter().map(|f| (f64::from(*f) - mean).powi(2)).sum::<f64>() / n;
+        assert!((mean - 1.0).abs() < 2e-3 && (variance - 0.04 / 3.0).abs() < 5e-4, "{variance}");
+        let mut other = vec![0.0; 20_001];
+        noise.factors(0, &mut other);
+        assert_ne!(factors, other);
     }
 
     #[test] // one word at a time, as the mask is defined

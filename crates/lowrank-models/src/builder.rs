@@ -468,6 +468,18 @@ impl DropoutSite {
         lowrank_autograd::ops::dropout(x, self.mask(pass).as_ref())
     }
 
+    /// `x` multiplied by noise from `1 - p` to `1 + p` instead, where a pass drops.
+    ///
+    /// # Errors
+    /// When `x` isn't a matrix.
+    pub fn jitter(
+        &self,
+        x: &lowrank_autograd::Value,
+        pass: &lowrank_peft::Pass,
+    ) -> lowrank_autograd::Result<lowrank_autograd::Value> {
+        lowrank_autograd::ops::jitter(x, pass.jitter(self.p, self.site).as_ref())
+    }
+
     /// The mask of this pass.
     pub fn mask(&self, pass: &lowrank_peft::Pass) -> Option<lowrank_autograd::Dropout> {
         pass.dropout(self.p, self.site)

@@ -187,6 +187,18 @@ impl Model {
         Ok(self.network.forward(input, Context::default(), pass)?)
     }
 
+    /// [`Model::hidden`], and what is added to the mean loss of tokens besides: a scalar.
+    ///
+    /// # Errors
+    /// When the input doesn't fit the model.
+    pub fn hidden_with_penalty(
+        &self,
+        input: &Input,
+        pass: &Pass,
+    ) -> Result<(Value, Option<Value>)> {
+        Ok(self.network.forward_with_penalty(input, pass)?)
+    }
+
     /// Logits of a target given a source, for encoder-decoders.
     ///
     /// # Errors

@@ -15,6 +15,14 @@ pub trait Network: std::fmt::Debug + Send + Sync {
     /// When the input doesn't fit (an id outside the vocabulary, a position beyond the table).
     fn forward(&self, input: &Input, context: Context<'_>, pass: &Pass) -> Result<Value>;
 
+    /// [`Network::forward`], and what is added to the mean loss of tokens besides: a scalar.
+    ///
+    /// # Errors
+    /// As [`Network::forward`].
+    fn forward_with_penalty(&self, input: &Input, pass: &Pass) -> Result<(Value, Option<Value>)> {
+        Ok((self.forward(input, Context::default(), pass)?, None))
+    }
+
     /// The encoder's hidden states, for encoder-decoders.
     ///
     /// # Errors

@@ -70,6 +70,15 @@ fn mixtral() -> Result<(Value, Tensors)> {
     Ok((config, tensors))
 }
 
+/// The same model, whose experts are to be visited evenly, with noise in training.
+fn balanced() -> Result<(Value, Tensors)> {
+    let (mut config, tensors) = mixtral()?;
+    config["output_router_logits"] = true.into();
+    config["router_aux_loss_coef"] = 0.5.into();
+    config["router_jitter_noise"] = 0.2.into();
+    Ok((config, tensors))
+}
+
 /// The same model with its experts in two tensors.
 fn fused() -> Result<(Value, Tensors)> {
     let (config, mut tensors) = mixtral()?;
@@ -307,13 +316,19 @@ fn an_adapter_is_read_as_it_was_written() -> Result<()> {
 
 #[test]
 fn blocks_that_are_run_again_give_the_same_gradients() -> Result<()> {
-    for files in [mixtral()?, deepseek()?] {
+    for files in [mixtral()?, deepseek()?, balanced()?] {
         let (_folder, model) = opened(&files)?;
         let peft = get_peft_model(model, &config(true), 7)?;
         let gradients = |checkpointing: bool| -> Result<Vec<Vec<f32>>> {
-            let pass = peft.recording().with_checkpointing(checkpointing);
-            let logits = peft.model().logits(&input(), None, &pass)?;
-            let loss = ops::cross_entropy(&logits, &[4, 5, 6, 7, 1, 9, 10, 1].into())?;
+            let pass = peft.recording().with_dropout(Key::new(3), (0..8).collect());
+            let pass = pass.with_checkpointing(checkpointing);
+            let (model, input) = (peft.model(), input());
+            let (hidden, penalty) = model.hidden_with_penalty(&input, &pass)?;
+            let logits = model.head().logits(&hidden, &input, None, &pass)?;
+            let mut loss = ops::cross_entropy(&logits, &[4, 5, 6, 7, 1, 9, 10, 1].into())?;
+            if let Some(penalty) = penalty {
+                loss = ops::add(&loss, &penalty)?;
+            }
             let mut gradients = Gradients::new();
             loss.backward(1.0, &mut gradients)?;
             let all = peft.trainable();
@@ -325,6 +340,25 @@ fn blocks_that_are_run_again_give_the_same_gradients() -> Result<()> {
         assert!(found.iter().flatten().any(|v| *v != 0.0));
         assert_eq!(gradients(true)?, found);
     }
+    Ok(())
+}
+
+#[test]
+fn balance_is_added_to_the_loss_of_tokens_and_noise_acts_in_training() -> Result<()> {
+    let (folder, model) = opened(&balanced()?)?;
+    let pass = Pass::inference([].into());
+    let (hidden, penalty) = model.hidden_with_penalty(&input(), &pass)?;
+    assert_eq!(numbers(hidden.data())?, numbers(model.hidden(&input(), &pass)?.data())?);
+    // It is the factor times the experts of a token where all are visited evenly, and the factor
+    // times their number where all tokens visit the same ones and no other is likely.
+    let penalty = penalty.ok_or("no penalty")?.data().to_scalar::<f32>()?;
+    assert!((0.5 * 2.0..=0.5 * EXPERTS as f32).contains(&penalty), "{penalty}");
+    let noisy = pass.with_dropout(Key::new(3), (0..8).collect());
+    assert_ne!(logits(&model, &noisy)?, plain(&model)?);
+
+    let classifier = OpenOptions { task: Some(Task::SeqCls), ..OpenOptions::default() };
+    let model = Model::open(folder.path(), &classifier)?;
+    assert!(model.hidden_with_penalty(&input(), &Pass::inference([].into()))?.1.is_none());
     Ok(())
 }
 
@@ -360,8 +394,7 @@ fn settings_that_are_not_implemented_are_errors_that_name_them() -> Result<()> {
         assert!(found.contains(&format!("`{key}`")), "{found}");
         Ok(found)
     };
-    message(mixtral()?, "output_router_logits", json!(true))?;
-    message(mixtral()?, "router_jitter_noise", json!(0.1))?;
+    message(mixtral()?, "router_jitter_noise", json!(1.0))?;
     message(mixtral()?, "num_experts_per_tok", json!(EXPERTS + 1))?;
     message(deepseek()?, "scoring_func", json!("softmax"))?;
     message(deepseek()?, "topk_method", json!("greedy"))?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lowrank_autograd::{Dropout, Key, RowKeys};
+use lowrank_autograd::{Dropout, Jitter, Key, RowKeys};
 
 /// The circumstances of a forward pass, handed to every layer. Cheap to clone.
 ///
@@ -85,5 +85,11 @@ impl Pass {
     pub fn dropout(&self, p: f32, site: u64) -> Option<Dropout> {
         let (key, rows) = self.random.as_ref().filter(|_| p > 0.0)?;
         Some(Dropout { p, key: key.with(site), rows: Arc::clone(rows) })
+    }
+
+    /// The noise of a place, as [`Pass::dropout`].
+    pub fn jitter(&self, amount: f32, site: u64) -> Option<Jitter> {
+        let Dropout { p: amount, key, rows } = self.dropout(amount, site)?;
+        Some(Jitter { amount, key, rows })
     }
 }

@@ -85,7 +85,7 @@ impl Routing {
 }
 
 /// Places of the `n` largest, in descending order; of equal ones the first comes first.
-fn largest(values: &[f32], n: usize) -> Vec<usize> {
+pub(super) fn largest(values: &[f32], n: usize) -> Vec<usize> {
     let mut places: Vec<usize> = (0..values.len()).collect();
     places.sort_by(|a, b| values[*b].total_cmp(&values[*a]));
     places.truncate(n);
@@ -138,7 +138,7 @@ pub fn route(logits: &Value, routing: &Routing) -> Result<(Value, Arc<[usize]>)>
 }
 
 /// `p` of every row.
-fn scores(z: &[f32], experts: usize, score: Score) -> Vec<f32> {
+pub(super) fn scores(z: &[f32], experts: usize, score: Score) -> Vec<f32> {
     vectorized! {
         fn sigmoids(p: &mut [f32], z: &[f32]) {
             p.iter_mut().zip(z).for_each(|(p, z)| *p = sigmoid(*z));
@@ -166,7 +166,7 @@ fn total(p: &[f32], chosen: &[usize]) -> f32 {
 }
 
 /// The gradient of a row's `p`, in place that of its logits.
-fn through(score: Score, p: &[f32], g: &mut [f32]) {
+pub(super) fn through(score: Score, p: &[f32], g: &mut [f32]) {
     match score {
         Score::Sigmoid => g.iter_mut().zip(p).for_each(|(g, p)| *g *= p * (1.0 - p)),
         Score::Softmax => {

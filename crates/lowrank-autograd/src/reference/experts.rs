@@ -58,10 +58,7 @@ pub fn grouped_linear(
 pub fn route(logits: &Tensor, routing: &Routing, chosen: &Tensor) -> Result<Tensor> {
     let p = match routing.score {
         Score::Sigmoid => (logits.neg()?.exp()? + 1.0)?.recip()?,
-        Score::Softmax => {
-            let e = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?.exp()?;
-            e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?
-        }
+        Score::Softmax => softmax(logits)?,
     };
     let w = p.gather(chosen, 1)?;
     let w = match routing.normalized {
@@ -69,6 +66,21 @@ pub fn route(logits: &Tensor, routing: &Routing, chosen: &Tensor) -> Result<Tens
         false => w,
     };
     Ok((w * f64::from(routing.scale))?)
+}
+
+fn softmax(logits: &Tensor) -> Result<Tensor> {
+    let e = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?.exp()?;
+    Ok(e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?)
+}
+
+/// `E·Σ_e t_e·p_e`, where `t` `[n, E]` are ones for the experts that a row of `logits` `[n, E]`
+/// goes to and zeros for others, and `t_e` and `p_e` are means over all rows.
+///
+/// # Errors
+/// Shapes that don't fit each other.
+pub fn balance(logits: &Tensor, visits: &Tensor) -> Result<Tensor> {
+    let products = (visits.mean(0)? * softmax(logits)?.mean(0)?)?;
+    Ok((products.sum_all()? * logits.dim(1)? as f64)?)
 }
 
 /// `y_t = Σ_j w_tj·x[place_tj]` for `x` `[m, d]`, `weights` `[n, k]`, `places` `[n·k]`: `[n, d]`.

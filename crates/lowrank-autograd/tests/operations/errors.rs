@@ -4,7 +4,7 @@ use std::{ops::Range, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
 use lowrank_autograd::{
-    Dropout, Error, Key, MappedFile, Result, Value, Weight,
+    Dropout, Error, Jitter, Key, MappedFile, Result, Value, Weight,
     ops::{
         self, Activation, Angles, AttentionShape, LowRank, LowRankRows, LowRankStack, Matrix,
         RotaryStyle, Routing, Rows, Score, Span, Stack,
@@ -185,6 +185,12 @@ fn attention() {
 }
 
 #[test]
+fn noise_for_too_few_rows() {
+    let noise = Jitter { amount: 0.1, key: Key::new(1), rows: [7].into() };
+    shape_error("jitter", ops::jitter(&value(&[2, 3]), Some(&noise)));
+}
+
+#[test]
 fn masks_too_short_or_impossible() {
     let mask = |n: usize, p: f32| Dropout { p, key: Key::new(1), rows: vec![7; n].into() };
     for mask in [mask(1, 0.1), mask(2, -0.1), mask(2, 1.0), mask(2, f32::NAN)] {
@@ -295,6 +301,10 @@ fn experts() {
     }
     let biased = Routing { bias: Some([0.0; 3].into()), ..routing(1, None) };
     shape_error("route", ops::route(&value(&[2, 4]), &biased).map(|(w, _)| w));
+
+    for (shape, chosen) in [(&[2, 4][..], 5), (&[2, 4], 0), (&[0, 4], 1), (&[8], 1)] {
+        shape_error("balance", ops::balance(&value(shape), chosen));
+    }
 
     let mix = |places: &[usize]| ops::mix_rows(&x, &value(&[2, 2]), &places.into());
     assert!(mix(&[3, 1, 0, 2]).is_ok());

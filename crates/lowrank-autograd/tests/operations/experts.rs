@@ -114,6 +114,22 @@ proptest! {
     }
 
     #[test]
+    fn balance_equals_its_plain_version(
+        (n, experts, chosen) in (1..200usize, 1..20usize, 1..5usize),
+        seed: u64,
+    ) {
+        let chosen = chosen.min(experts);
+        let z = normal(seed, &[&[n, experts]]);
+        let best = ops::route(&Value::constant(z[0].clone()), &routing(Score::Softmax, chosen, true));
+        let mut visits = vec![0.0_f64; n * experts];
+        for (i, expert) in best.expect("routes").1.iter().enumerate() {
+            visits[i / chosen * experts + expert] = 1.0;
+        }
+        let visits = Tensor::from_vec(visits, (n, experts), &Device::Cpu).expect("visits");
+        check(&z, |v| ops::balance(&v[0], chosen), |t| reference::balance(&t[0], &visits));
+    }
+
+    #[test]
     fn mixtures_equal_their_plain_version(
         (n, k, d) in (1..20usize, 1..4usize, 1..150usize),
         seed: u64,

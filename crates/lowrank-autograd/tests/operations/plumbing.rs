@@ -1,9 +1,9 @@
-//! Sums, products, changes of shape, picking of rows and columns, dropout.
+//! Sums, products, changes of shape, picking of rows and columns, dropout, noise.
 
 use std::sync::Arc;
 
 use candle_core::DType;
-use lowrank_autograd::{Dropout, Key, ops, reference};
+use lowrank_autograd::{Dropout, Jitter, Key, ops, reference};
 use proptest::prelude::*;
 
 use super::check::{check, indices, normal, rounded};
@@ -49,6 +49,8 @@ proptest! {
         );
         let mask = mask(seed, n, 0.3);
         check(x, |v| ops::dropout(&v[0], Some(&mask)), |t| reference::dropout(&t[0], &mask));
+        let noise = Jitter { amount: 0.3, key: mask.key, rows: mask.rows.clone() };
+        check(x, |v| ops::jitter(&v[0], Some(&noise)), |t| reference::jitter(&t[0], &noise));
         check(x, |v| ops::dropout(&v[0], None), |t| Ok(t[0].clone()));
     }
 }

@@ -48,6 +48,7 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
             router: router.biased(bias),
             experts: Experts::build(experts, sparse, ExpertNames::PLAIN, &place.at("experts"))?,
             shared: Some(SharedExpert { mlp, gate: None }),
+            jitter: None,
         };
         llama::layer_of(attention, mlp, shape.norm, b)
     })?;

@@ -10,7 +10,7 @@ use crate::{
         attention::{SelfAttention, SelfAttentionShape},
         decoder::Decoder,
         experts::{ExpertNames, Experts, SparseMlp},
-        router::Router,
+        router::{Balance, Router},
     },
 };
 
@@ -26,7 +26,6 @@ pub(super) const ENTRY: Architecture = Architecture {
 const NAMES: ExpertNames = ExpertNames(["w1", "w3", "w2"]);
 
 fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
-    check_router(c, task)?;
     let c = &c.with_defaults([
         ("rope_theta", 1e6.into()),
         ("num_key_value_heads", 8.into()),
@@ -36,17 +35,21 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
         SelfAttentionShape { window: c.size_or_none("sliding_window")?, ..llama::attention(c)? };
     let (mlp, experts) = (llama::mlp(c)?, expert_count(c, 8)?);
     let routing = softmax_routing(c, experts, 2, true)?;
+    let noise = c.probability_or("router_jitter_noise", 0.0)?;
     let shape = llama::decoder_shape(c, attention.head_dim)?;
     let decoder = Decoder::build(&shape, &b.base(), |_, b| {
         let attention = SelfAttention::build(&attention, &b.at("self_attn"))?;
         let place = b.at_filed("mlp", "block_sparse_moe");
+        let jitter = (noise > 0.0).then(|| place.dropout("jitter", noise));
         let mlp = SparseMlp {
             router: Router::build(experts, mlp.hidden_size, routing.clone(), &place)?,
             experts: Experts::build(experts, mlp, NAMES, &place.at("experts"))?,
             shared: None,
+            jitter,
         };
         llama::layer_of(attention, mlp, shape.norm, b)
     })?;
+    let decoder = decoder.with_balance(balance(c, task, experts, routing.chosen)?);
     llama::finish(c, task, decoder, b)
 }
 
@@ -58,15 +61,16 @@ pub(super) fn expert_count(c: &Config, default: usize) -> Result<usize> {
     }
 }
 
-/// Errors for what would change the loss or the training of a router.
-pub(super) fn check_router(c: &Config, task: Task) -> Result<()> {
-    if task == Task::CausalLm && c.switch_or("output_router_logits", false)? {
-        return Err(c.not_implemented("output_router_logits", "false: no auxiliary loss"));
-    }
-    if c.number_or("router_jitter_noise", 0.0)? != 0.0 {
-        return Err(c.not_implemented("router_jitter_noise", "0"));
-    }
-    Ok(())
+/// What is added to the loss of a language model where the config asks for it.
+pub(super) fn balance(
+    c: &Config,
+    task: Task,
+    experts: usize,
+    chosen: usize,
+) -> Result<Option<Balance>> {
+    let factor = c.number_or("router_aux_loss_coef", 0.001)? as f32;
+    let asked = c.switch_or("output_router_logits", false)? && task == Task::CausalLm;
+    Ok(asked.then_some(Balance { factor, experts, chosen }))
 }
 
 /// Routes by the softmax over all experts, to `default` of them unless the config says otherwise.

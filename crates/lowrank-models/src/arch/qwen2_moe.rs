@@ -3,7 +3,7 @@
 
 use super::{
     Architecture, Parts, llama,
-    mixtral::{check_router, softmax_routing},
+    mixtral::{balance, softmax_routing},
     qwen2::named_windows,
 };
 use crate::{
@@ -68,7 +68,9 @@ pub(super) fn decoder(
     sizes: ExpertSizes,
     shared: impl Fn(MlpShape, &Builder) -> Result<Option<SharedExpert>>,
 ) -> Result<Parts> {
-    check_router(c, task)?;
+    if c.number_or("router_jitter_noise", 0.0)? != 0.0 {
+        return Err(c.not_implemented("router_jitter_noise", "0"));
+    }
     let (experts, dense) = (sizes.experts, llama::mlp(c)?);
     let inner = c.size_or("moe_intermediate_size", sizes.inner)?;
     let sparse = MlpShape { intermediate_size: inner, ..dense };
@@ -86,8 +88,10 @@ pub(super) fn decoder(
             router: Router::build(experts, dense.hidden_size, routing.clone(), &place)?,
             experts: Experts::build(experts, sparse, names, &place.at("experts"))?,
             shared: shared(dense, &place)?,
+            jitter: None,
         };
         llama::layer_of(attention, mlp, shape.norm, b)
     })?;
+    let decoder = decoder.with_balance(balance(c, task, experts, routing.chosen)?);
     llama::finish(c, task, decoder, b)
 }

@@ -14,7 +14,7 @@ use lowrank_peft::{
     layers::{Embedding, Norm},
 };
 
-use super::{attention::Attention, mlp::Mlp, rotary::Rotary};
+use super::{attention::Attention, mlp::Mlp, rotary::Rotary, router::Balance};
 use crate::{
     Builder, Cache, Context, DropoutSite, Input, Network, NormShape, Sequences, network::run_blocks,
 };
@@ -29,6 +29,7 @@ pub struct Decoder {
     /// All positions that a layer turns by; the decoder's own come first.
     rotaries: Vec<Rotary>,
     cache_limit: Option<usize>,
+    balance: Option<Balance>,
 }
 
 /// A block: `x + attn(norm(x))`, then the same around an MLP; either may be of any kind.
@@ -119,13 +120,31 @@ impl DecoderLayer {
         sequences: &Sequences,
         cache: Option<&mut [KeyValues]>,
         pass: &Pass,
-    ) -> Result<Value> {
+    ) -> Result<(Value, Option<Value>)> {
         let normed = self.input_norm.forward(x, pass)?;
         let angles = &angles[self.turns_by];
         let attended = self.self_attn.forward(&normed, angles, sequences, cache, pass)?;
         let x = ops::add(x, &self.attention_end.forward(attended, pass)?)?;
         let normed = self.mlp_norm.as_ref().map_or(Ok(normed), |norm| norm.forward(&x, pass))?;
-        ops::add(&x, &self.mlp_end.forward(self.mlp.forward(&normed, pass)?, pass)?)
+        let (y, logits) = self.mlp.forward_routed(&normed, pass)?;
+        Ok((ops::add(&x, &self.mlp_end.forward(y, pass)?)?, logits))
+    }
+
+    /// Runs the block on the first `width` columns of `x`. The columns behind them are the logits
+    /// of routers so far, to which its own are joined.
+    fn forward_joined(
+        &self,
+        x: &Value,
+        width: usize,
+        angles: &[Angles],
+        sequences: &Sequences,
+        pass: &Pass,
+    ) -> Result<Value> {
+        let all = x.dims().last().copied().unwrap_or_default();
+        let before = (all > width).then(|| ops::columns(x, width..all)).transpose()?;
+        let x = ops::columns(x, 0..width)?;
+        let (y, logits) = self.forward(&x, angles, sequences, None, pass)?;
+        ops::join_columns(&[Some(y), before, logits].into_iter().flatten().collect::<Vec<_>>())
     }
 }
 
@@ -209,6 +228,7 @@ impl Decoder {
             layers,
             norm: b.norm(names.norm, shape.norm)?,
             cache_limit: None,
+            balance: None,
         })
     }
 
@@ -217,20 +237,51 @@ impl Decoder {
     pub fn with_cache_limit(self, limit: usize) -> Self {
         Self { cache_limit: Some(limit), ..self }
     }
+
+    /// With what is added to the loss of tokens for the balance of experts.
+    #[must_use]
+    pub fn with_balance(self, balance: Option<Balance>) -> Self {
+        Self { balance, ..self }
+    }
+
+    /// What the first block reads, and the angles that blocks turn by.
+    fn embed(&self, input: &Input, pass: &Pass) -> Result<(Value, Arc<[Angles]>)> {
+        let angles = self.rotaries.iter().map(|rotary| rotary.angles(&input.sequences));
+        let angles = angles.collect::<Result<_>>()?;
+        let x = self.embed_tokens.forward(&input.ids, pass)?;
+        let x = self.embedding_scale.map_or(Ok(x.clone()), |scale| ops::scale(&x, scale))?;
+        Ok((x, angles))
+    }
 }
 
 impl Network for Decoder {
     fn forward(&self, input: &Input, context: Context<'_>, pass: &Pass) -> Result<Value> {
-        let angles = self.rotaries.iter().map(|rotary| rotary.angles(&input.sequences));
-        let angles: Arc<[Angles]> = angles.collect::<Result<_>>()?;
-        let x = self.embed_tokens.forward(&input.ids, pass)?;
-        let x = self.embedding_scale.map_or(Ok(x.clone()), |scale| ops::scale(&x, scale))?;
+        let (x, angles) = self.embed(input, pass)?;
         let (sequences, cache) = (&input.sequences, context.cache);
         let x =
             run_blocks(&self.layers, x, sequences, cache, pass, move |layer, x, s, cache, p| {
-                layer.forward(x, &angles, s, cache, p)
+                Ok(layer.forward(x, &angles, s, cache, p)?.0)
             })?;
         self.norm.forward(&x, pass)
+    }
+
+    fn forward_with_penalty(&self, input: &Input, pass: &Pass) -> Result<(Value, Option<Value>)> {
+        let Some(balance) = self.balance else {
+            return Ok((self.forward(input, Context::default(), pass)?, None));
+        };
+        let (x, angles) = self.embed(input, pass)?;
+        let width = x.dims().last().copied().unwrap_or_default();
+        // A block that is run again has one result: logits travel beside the hidden states.
+        let x =
+            run_blocks(&self.layers, x, &input.sequences, None, pass, move |layer, x, s, _, p| {
+                layer.forward_joined(x, width, &angles, s, p)
+            })?;
+        let all = x.dims().last().copied().unwrap_or_default();
+        let penalty = match all > width {
+            true => Some(balance.loss(&ops::columns(&x, width..all)?)?),
+            false => None,
+        };
+        Ok((self.norm.forward(&ops::columns(&x, 0..width)?, pass)?, penalty))
     }
 
     fn new_cache(&self, sequences: usize) -> Cache {

@@ -16,7 +16,7 @@ use super::{
     mlp::{GatedMlp, Mlp, MlpShape},
     router::{Router, Routes},
 };
-use crate::Builder;
+use crate::{Builder, DropoutSite};
 
 /// Gated MLPs side by side, in the two parameters that transformers 5 has for them.
 #[derive(Clone, Debug)]
@@ -78,6 +78,8 @@ pub struct SparseMlp {
     pub experts: Experts,
     /// What is added to theirs.
     pub shared: Option<SharedExpert>,
+    /// Noise that all of them have their input multiplied by in training.
+    pub jitter: Option<DropoutSite>,
 }
 
 /// An expert that every token visits.
@@ -91,9 +93,18 @@ pub struct SharedExpert {
 
 impl Mlp for SparseMlp {
     fn forward(&self, x: &Value, pass: &Pass) -> Result<Value> {
-        let routes = self.router.forward(x, pass)?;
+        Ok(self.forward_routed(x, pass)?.0)
+    }
+
+    fn forward_routed(&self, x: &Value, pass: &Pass) -> Result<(Value, Option<Value>)> {
+        let x = &self.jitter.map_or(Ok(x.clone()), |jitter| jitter.jitter(x, pass))?;
+        let (routes, logits) = self.router.forward(x, pass)?;
         let y = self.experts.forward(x, &routes, pass)?;
-        self.shared.as_ref().map_or(Ok(y.clone()), |shared| ops::add(&y, &shared.forward(x, pass)?))
+        let y = match &self.shared {
+            Some(shared) => ops::add(&y, &shared.forward(x, pass)?)?,
+            None => y,
+        };
+        Ok((y, Some(logits)))
     }
 }
 

@@ -15,6 +15,14 @@ pub trait Mlp: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// When `x` doesn't fit.
     fn forward(&self, x: &Value, pass: &Pass) -> Result<Value>;
+
+    /// [`Mlp::forward`], and the logits `[n, experts]` of its router if it has one.
+    ///
+    /// # Errors
+    /// When `x` doesn't fit.
+    fn forward_routed(&self, x: &Value, pass: &Pass) -> Result<(Value, Option<Value>)> {
+        Ok((self.forward(x, pass)?, None))
+    }
 }
 
 /// `down(f(gate(x))·up(x))` (arXiv:2002.05202).

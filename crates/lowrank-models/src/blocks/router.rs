@@ -38,13 +38,37 @@ impl Router {
         Self { routing: Routing { bias: Some(bias), ..self.routing }, ..self }
     }
 
-    /// The routes of the tokens `x` `[n, hidden_size]`.
+    /// The routes of the tokens `x` `[n, hidden_size]`, and the logits `[n, experts]` behind them.
     ///
     /// # Errors
     /// When `x` doesn't fit.
-    pub fn forward(&self, x: &Value, pass: &Pass) -> Result<Routes> {
-        let (weights, chosen) = ops::route(&self.weight.forward(x, pass)?, &self.routing)?;
-        Ok(Routes::new(weights, &chosen, self.experts))
+    pub fn forward(&self, x: &Value, pass: &Pass) -> Result<(Routes, Value)> {
+        let logits = self.weight.forward(x, pass)?;
+        let (weights, chosen) = ops::route(&logits, &self.routing)?;
+        Ok((Routes::new(weights, &chosen, self.experts), logits))
+    }
+}
+
+/// What is added to the loss of tokens so that experts are visited evenly (arXiv:2101.03961).
+#[derive(Clone, Copy, Debug)]
+pub struct Balance {
+    /// `router_aux_loss_coef`
+    pub factor: f32,
+    /// Experts of each router.
+    pub experts: usize,
+    /// Those that a token goes to.
+    pub chosen: usize,
+}
+
+impl Balance {
+    /// What the logits `[n, routers·experts]` of all routers give.
+    ///
+    /// # Errors
+    /// When they aren't such rows.
+    pub fn loss(self, logits: &Value) -> Result<Value> {
+        let rows = logits.data().elem_count() / self.experts.max(1);
+        let logits = ops::reshape(logits, &[rows, self.experts])?;
+        ops::scale(&ops::balance(&logits, self.chosen)?, self.factor)
     }
 }
 

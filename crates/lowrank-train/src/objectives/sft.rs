@@ -40,21 +40,26 @@ impl From<ScoredTargets> for Loss {
     }
 }
 
-/// Cross-entropy of tokens, by the head itself: it needn't hold all logits at once.
+/// Cross-entropy of tokens, by the head itself: it needn't hold all logits at once. A penalty,
+/// which is added to means, goes in once for each target: where a step has several micro-batches,
+/// those of all are averaged by their targets.
 fn token_loss(
     model: &Model,
     batch: &Batch,
     targets: (&Arc<[usize]>, &Arc<[u32]>),
     passes: &Passes,
 ) -> Result<Loss> {
-    let (read, pass, hidden) = match &batch.decoder_input {
-        None => (&batch.input, &passes.input, model.hidden(&batch.input, &passes.input)?),
-        Some(target) => {
-            let (source, pass) = ((&batch.input, &passes.input), &passes.decoder);
-            (target, pass, model.target_hidden(source, (target, pass))?)
-        }
+    let Some(target) = &batch.decoder_input else {
+        let (input, pass) = (&batch.input, &passes.input);
+        let (hidden, penalty) = model.hidden_with_penalty(input, pass)?;
+        let loss = Loss::from(model.head().cross_entropy(&hidden, input, targets, pass)?);
+        let Some(penalty) = penalty else { return Ok(loss) };
+        let penalty = ops::scale(&penalty, targets.1.len() as f32)?;
+        return Ok(Loss { sum: ops::add(&loss.sum, &penalty)?, ..loss });
     };
-    Ok(model.head().cross_entropy(&hidden, read, targets, pass)?.into())
+    let (source, pass) = ((&batch.input, &passes.input), &passes.decoder);
+    let hidden = model.target_hidden(source, (target, pass))?;
+    Ok(model.head().cross_entropy(&hidden, target, targets, pass)?.into())
 }
 
 /// Logits of a batch: of `rows` if the head is one of tokens.
