@@ -9,14 +9,10 @@ use std::{
 
 use candle_core::{DType, Device, Tensor};
 use lowrank_autograd::{MappedFile, Weight};
+use lowrank_peft::torch_file::{self, Stored};
 use safetensors::{Dtype, SafeTensors};
 
 use crate::{Error, Result};
-
-mod pickle;
-mod torch_file;
-
-use torch_file::Stored;
 
 /// One file, or all shards, of a folder: where each tensor lies.
 #[derive(Debug)]
@@ -115,10 +111,7 @@ impl Weights {
             let path = folder.join(&file_name);
             let file = MappedFile::open(&path)?;
             let wrong = |what: String| Error::Weights { file: path.display().to_string(), what };
-            if file.bytes().starts_with(b"version https://git-lfs") {
-                let what = "is a pointer of Git LFS, not the weights; `git lfs pull` gets them";
-                return Err(wrong(what.into()));
-            }
+            torch_file::check_fetched(file.bytes()).map_err(wrong)?;
             for (name, stored) in (format.read)(file.bytes()).map_err(wrong)? {
                 let (file, file_name) = (Arc::clone(&file), file_name.clone());
                 let place = Place { file, file_name, stored };
@@ -173,14 +166,13 @@ impl Weights {
                 return Err(Error::Weights { file, what });
             }
         };
-        let Some(strides) = &stored.strides else {
+        if stored.strides.is_none() {
             return Ok(Weight::mapped(&place.file, stored.start, shape, dtype)?);
-        };
-        let elements = place.file.bytes().get(stored.start..).unwrap_or_default();
-        let Some(copy) = in_order(elements, shape, strides, dtype.size_in_bytes()) else {
-            let what = format!("tensor `{name}`: strides {strides:?} don't fit {shape:?}");
-            return Err(Error::Weights { file, what });
-        };
+        }
+        let copy = stored.elements(place.file.bytes()).map_err(|what| {
+            let what = format!("tensor `{name}`: {what}");
+            Error::Weights { file, what }
+        })?;
         let tensor = Tensor::from_raw_buffer(&copy, dtype, shape, &Device::Cpu)?;
         Ok(Weight::from_tensor(&tensor)?)
     }
@@ -194,30 +186,6 @@ fn read_safetensors(bytes: &[u8]) -> std::result::Result<Listed, String> {
         (name, Stored { start, shape, dtype: info.dtype, strides: None })
     };
     Ok(metadata.tensors().into_iter().map(stored).collect())
-}
-
-/// Most elements of a tensor whose elements are found by strides. One whose strides are zero needs
-/// next to no room in its file, so that the file's length is no limit.
-const MOST_COPIED: usize = 1 << 30;
-
-/// Elements of `size` bytes, in order; `None` where the strides lead out of `bytes`.
-fn in_order(bytes: &[u8], shape: &[usize], strides: &[usize], size: usize) -> Option<Vec<u8>> {
-    let count = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
-    let count = count.filter(|n| *n <= MOST_COPIED)?;
-    let mut copy = Vec::with_capacity(count.checked_mul(size)?);
-    let mut index = vec![0; shape.len()];
-    for _ in 0..count {
-        let start = index.iter().zip(strides).map(|(i, stride)| i * stride).sum::<usize>() * size;
-        copy.extend_from_slice(bytes.get(start..start.checked_add(size)?)?);
-        for (i, size) in index.iter_mut().zip(shape).rev() {
-            *i += 1;
-            if *i < *size {
-                break;
-            }
-            *i = 0;
-        }
-    }
-    Some(copy)
 }
 
 /// A file name that can't lead out of its folder.

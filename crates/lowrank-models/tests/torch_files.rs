@@ -1,10 +1,11 @@
-//! `pytorch_model.bin` in both of torch's formats holds what the same safetensors file does, and
-//! nothing in one is executed. The files are written by fixtures/make_torch_files.py.
+//! `pytorch_model.bin` and `adapter_model.bin` in both of torch's formats hold what the same
+//! safetensors file does, and nothing in one is executed. The files are written by
+//! fixtures/make_torch_files.py.
 
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, safetensors::Load};
-use lowrank_models::{Model, OpenOptions, Weights};
+use lowrank_models::{Model, OpenOptions, PeftModel, Weights};
 use proptest::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
@@ -117,6 +118,38 @@ fn shards_are_found_by_their_index_and_safetensors_come_first() -> Result {
     let evil = std::fs::read(fixture("evil.bin"))?;
     let both = folder(&[("pytorch_model.bin", &evil), ("model.safetensors", &expected)])?;
     assert!(Weights::open(both.path())?.has("embed.weight"));
+    Ok(())
+}
+
+/// An adapter that an older version of PEFT wrote, some of its tensors transposed in their storage.
+#[test]
+fn an_adapter_in_a_pickle_is_the_one_in_safetensors() -> Result {
+    let own = fixture("../llama");
+    let load = |folder: &Path| -> Result<PeftModel> {
+        let model = Model::open(&own, &OpenOptions::default())?;
+        Ok(PeftModel::from_pretrained(model, folder)?)
+    };
+    let config = std::fs::read(own.join("adapter_config.json"))?;
+    let older = |bytes: &[u8]| {
+        folder(&[("adapter_config.json", config.as_slice()), ("adapter_model.bin", bytes)])
+    };
+    let folder = older(&std::fs::read(fixture("llama_adapter.bin"))?)?;
+    let (read, expected) = (load(folder.path())?, load(&own)?);
+    assert_eq!(read.adapter_files("default")?, expected.adapter_files("default")?);
+    for (name, said) in [
+        ("evil.bin", "the Python name `posix.system`"),
+        ("nested.bin", "isn't a dictionary of tensors"),
+        ("gpt2_own.bin", "doesn't start with `base_model.model.`"),
+    ] {
+        let folder = older(&std::fs::read(fixture(name))?)?;
+        let error = load(folder.path()).err().ok_or("it was loaded")?.to_string();
+        assert!(error.contains(said) && error.contains("adapter_model.bin"), "{error}");
+    }
+    std::fs::remove_file(folder.path().join("adapter_model.bin"))?;
+    let error = load(folder.path()).err().ok_or("it was loaded")?.to_string();
+    assert!(
+        error.ends_with("it has no `adapter_model.safetensors`; nor has it an `adapter_model.bin`")
+    );
     Ok(())
 }
 

@@ -8,11 +8,12 @@ use std::{
     path::Path,
 };
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use lowrank_autograd::{Key, Parameter, Weight, random};
 
 use crate::{
-    BaseTensor, CopyReason, Error, Modules, Result,
+    BaseTensor, CopyReason, Error, Modules, Result, WEIGHTS_NAME,
+    adapter_file::adapter_tensors,
     adapter_names::TensorName,
     expert_tensors::stack_experts,
     layers::Layer,
@@ -21,9 +22,6 @@ use crate::{
     serialize,
     targets::{BaseParameter, ModelModules, ModuleKind, TargetModule, TargetPlan, plan_targets},
 };
-
-/// Name of the file with an adapter's tensors.
-pub const WEIGHTS_NAME: &str = "adapter_model.safetensors";
 
 /// A model as adapters see it.
 #[derive(Clone, Copy, Debug)]
@@ -71,11 +69,12 @@ impl Adapter {
     /// # Errors
     /// When the folder isn't an adapter, or its tensors don't all bind.
     pub fn load(name: &str, folder: &Path, base: BaseModel<'_>) -> Result<Self> {
-        check_folder(folder)?;
+        if !folder.join(CONFIG_NAME).is_file() {
+            let (path, missing, hint) = (folder.to_owned(), CONFIG_NAME, "");
+            return Err(Error::NotAnAdapter { path, missing, hint });
+        }
         let (config, warnings) = LoraConfig::from_pretrained(folder)?;
-        let path = folder.join(WEIGHTS_NAME);
-        let tensors = candle_core::safetensors::load(&path, &Device::Cpu)
-            .map_err(|source| Error::Safetensors { path: path.clone(), source })?;
+        let (path, tensors) = adapter_tensors(folder)?;
         let warnings = warnings.iter().map(ToString::to_string).collect();
         let source = Source::File { path: &path, tensors };
         let adapter = Self::attach(name, &config, base, warnings, source)?;
@@ -332,21 +331,6 @@ pub fn unmerge(modules: &Modules) {
 /// Makes merges final: nothing can be taken back afterwards.
 pub fn keep_merge(modules: &Modules) {
     modules.layers().for_each(|(_, layer)| layer.keep_merge());
-}
-
-fn check_folder(folder: &Path) -> Result<()> {
-    let missing = |missing, hint| Error::NotAnAdapter { path: folder.to_owned(), missing, hint };
-    if !folder.join(CONFIG_NAME).is_file() {
-        return Err(missing(CONFIG_NAME, ""));
-    }
-    if !folder.join(WEIGHTS_NAME).is_file() {
-        let hint = match folder.join("adapter_model.bin").exists() {
-            true => "; `adapter_model.bin` isn't read: save it as safetensors with PEFT",
-            false => "",
-        };
-        return Err(missing(WEIGHTS_NAME, hint));
-    }
-    Ok(())
 }
 
 /// `[out, in]` of a linear layer or of an expert's matrix, `[rows, dim]` of an embedding.

@@ -19,6 +19,8 @@ pub enum Error {
     NotAnAdapter { path: PathBuf, missing: &'static str, hint: &'static str },
     #[error("`{}`: {source}", path.display())]
     Safetensors { path: PathBuf, source: candle_core::Error },
+    #[error("`{}` {what}", path.display())]
+    TorchFile { path: PathBuf, what: String },
     #[error("`{}`: {source}", path.display())]
     TensorName { path: PathBuf, source: TensorNameError },
     #[error(

@@ -4,6 +4,7 @@
 //! under its Hugging Face name. Adapters are then attached by name, to any architecture.
 
 mod adapter;
+mod adapter_file;
 pub mod adapter_names;
 mod base_tensor;
 pub mod config_error;
@@ -18,8 +19,10 @@ mod pass;
 pub mod targets;
 pub mod task_type;
 mod tensor_file;
+pub mod torch_file;
 
-pub use adapter::{Adapter, BaseModel, WEIGHTS_NAME, keep_merge, unmerge};
+pub use adapter::{Adapter, BaseModel, keep_merge, unmerge};
+pub use adapter_file::{WEIGHTS_NAME, adapter_tensors};
 pub use base_tensor::{BaseTensor, CopyReason, Stored};
 pub use error::{Error, Result};
 pub use lora_config::LoraConfig;

@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use candle_core::DType;
 use lowrank_data::Tokenizer;
 use lowrank_models::{Architecture, Config, LabelNames, Model, OpenOptions, PeftModel, Task};
-use lowrank_peft::{LoraConfig, WEIGHTS_NAME, lora_config::CONFIG_NAME};
+use lowrank_peft::{LoraConfig, adapter_tensors, lora_config::CONFIG_NAME};
 use lowrank_train::recipe::plan::{Device, ModelPlan, WeightDtype};
 
 use crate::ui::Ui;
@@ -240,11 +240,8 @@ fn named(folders: Vec<PathBuf>) -> Vec<(String, PathBuf)> {
 
 /// Classes of the classification head that an adapter brings.
 fn head_rows(folder: &Path) -> anyhow::Result<Option<usize>> {
-    let path = folder.join(WEIGHTS_NAME);
-    let Ok(bytes) = std::fs::read(&path) else { return Ok(None) };
-    let file = safetensors::SafeTensors::deserialize(&bytes)
-        .with_context(|| path.display().to_string())?;
+    let (_, tensors) = adapter_tensors(folder)?;
     let heads = ["score.weight", "classifier.weight"];
-    let head = heads.iter().find_map(|head| file.tensor(&format!("base_model.model.{head}")).ok());
-    Ok(head.and_then(|tensor| tensor.shape().first().copied()))
+    let head = heads.iter().find_map(|head| tensors.get(&format!("base_model.model.{head}")));
+    Ok(head.and_then(|tensor| tensor.dims().first().copied()))
 }

@@ -1,31 +1,49 @@
-//! `pytorch_model.bin`: what `torch.save` writes, a pickle beside the storages that it speaks of.
+//! `pytorch_model.bin` and `adapter_model.bin`: what `torch.save` writes, a pickle beside the storages that it speaks of.
 //!
 //! Since torch 1.6 that is a zip archive whose members aren't compressed, before it was one stream.
 //! Either way a storage lies in the file as plain elements, so that tensors are mapped where they
 //! are. Reference: torch 2.15 `serialization.py`, `_save` and `_legacy_save`.
 
-use std::{collections::HashMap, io::Cursor};
+use std::{borrow::Cow, collections::HashMap, io::Cursor};
 
 use safetensors::Dtype;
 use zip::{CompressionMethod, ZipArchive};
 
-use super::pickle::{Fault, Pickled, View};
+mod pickle;
+
+use pickle::{Fault, Pickled, View};
 
 type Result<T> = std::result::Result<T, Fault>;
 
 /// Where a tensor's elements lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Stored {
+pub struct Stored {
     /// Its first element's byte in the file.
-    pub(super) start: usize,
-    pub(super) dtype: Dtype,
-    pub(super) shape: Vec<usize>,
+    pub start: usize,
+    /// Of what type its elements are.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: Vec<usize>,
     /// Strides in elements, unless the elements lie one after the other.
-    pub(super) strides: Option<Vec<usize>>,
+    pub strides: Option<Vec<usize>>,
+}
+
+/// An error for what lies in the place of a file that wasn't fetched.
+///
+/// # Errors
+/// What is wrong, in words.
+pub fn check_fetched(bytes: &[u8]) -> Result<()> {
+    match bytes.starts_with(b"version https://git-lfs") {
+        true => Err("is a pointer of Git LFS, not the weights; `git lfs pull` gets them".into()),
+        false => Ok(()),
+    }
 }
 
 /// The tensors of a file by name.
-pub(super) fn read(bytes: &[u8]) -> Result<Vec<(String, Stored)>> {
+///
+/// # Errors
+/// What is wrong with the file, in words.
+pub fn read(bytes: &[u8]) -> Result<Vec<(String, Stored)>> {
     if bytes.starts_with(b"PK\x03\x04") {
         return read_archive(bytes);
     }
@@ -149,4 +167,47 @@ impl Stored {
             strides: (!view.is_contiguous()).then(|| view.strides.clone()),
         })
     }
+
+    /// The elements' bytes in order, from those of the whole file.
+    ///
+    /// # Errors
+    /// When they reach beyond the file.
+    pub fn elements<'a>(&self, file: &'a [u8]) -> Result<Cow<'a, [u8]>> {
+        let size = self.dtype.bitsize() / 8;
+        let bytes = file.get(self.start..).unwrap_or_default();
+        let found = match &self.strides {
+            Some(strides) => in_order(bytes, &self.shape, strides, size).map(Cow::Owned),
+            None => {
+                let count = self.shape.iter().try_fold(size, |n, d| n.checked_mul(*d));
+                count.and_then(|count| bytes.get(..count)).map(Cow::Borrowed)
+            }
+        };
+        found.ok_or_else(|| {
+            format!("strides {:?} don't fit {:?}", self.strides.as_deref(), self.shape)
+        })
+    }
+}
+
+/// Most elements of a tensor whose elements are found by strides. One whose strides are zero needs
+/// next to no room in its file, so that the file's length is no limit.
+const MOST_COPIED: usize = 1 << 30;
+
+/// Elements of `size` bytes, in order; `None` where the strides lead out of `bytes`.
+fn in_order(bytes: &[u8], shape: &[usize], strides: &[usize], size: usize) -> Option<Vec<u8>> {
+    let count = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+    let count = count.filter(|n| *n <= MOST_COPIED)?;
+    let mut copy = Vec::with_capacity(count.checked_mul(size)?);
+    let mut index = vec![0; shape.len()];
+    for _ in 0..count {
+        let start = index.iter().zip(strides).map(|(i, stride)| i * stride).sum::<usize>() * size;
+        copy.extend_from_slice(bytes.get(start..start.checked_add(size)?)?);
+        for (i, size) in index.iter_mut().zip(shape).rev() {
+            *i += 1;
+            if *i < *size {
+                break;
+            }
+            *i = 0;
+        }
+    }
+    Some(copy)
 }
