@@ -118,6 +118,25 @@ pub enum Beside {
     Boxes,
 }
 
+/// Another `model_type` of a network that the registry has.
+#[derive(Clone, Copy, Debug)]
+pub struct OtherType {
+    /// That `model_type`.
+    pub model_type: &'static str,
+    /// Whether transformers reads it without code of the model's own. Where it doesn't, what is
+    /// saved is under the registry's name.
+    pub known: bool,
+    /// What its configs call a field, and what the field is called here.
+    pub fields: &'static [(&'static str, &'static str)],
+    /// Switches that its configs mean where they don't say.
+    pub meant: &'static [(&'static str, bool)],
+}
+
+impl OtherType {
+    /// One that the authors' own code went by.
+    const REMOTE: Self = Self { model_type: "", known: false, fields: &[], meant: &[] };
+}
+
 /// What building an architecture yields: network and head.
 pub type Parts = (Arc<dyn Network>, Head);
 
@@ -127,6 +146,8 @@ pub type Parts = (Arc<dyn Network>, Head);
 pub struct Architecture {
     /// `model_type` in `config.json`.
     pub model_type: &'static str,
+    /// Other names that configs have for it there.
+    pub other_types: &'static [OtherType],
     /// How it reads.
     pub family: Family,
     /// What it reads.
@@ -160,6 +181,7 @@ impl Architecture {
     /// A decoder with transformers' generic heads.
     const DECODER: Self = Self {
         model_type: "",
+        other_types: &[],
         family: Family::Decoder,
         modality: Modality::Language,
         beside: Beside::Nothing,
@@ -298,7 +320,8 @@ impl Architecture {
         let Some(found) = config.word("model_type")? else {
             return Err(config.wrong("model_type", "the name of an architecture"));
         };
-        if let Some(known) = ARCHITECTURES.iter().find(|a| a.model_type == found) {
+        let is_of = |a: &&Self| a.model_type == found || a.other_type(found).is_some();
+        if let Some(known) = ARCHITECTURES.iter().find(is_of) {
             return Ok(known);
         }
         let likeness = |a: &&Architecture| (strsim::jaro_winkler(a.model_type, found) * 1e6) as u64;
@@ -310,6 +333,30 @@ impl Architecture {
             nearest: nearest.filter(|a| likeness(a) > 800_000).map(|a| a.model_type.to_owned()),
             known: known.join(", "),
         })
+    }
+
+    fn other_type(&self, name: &str) -> Option<&'static OtherType> {
+        self.other_types.iter().find(|other| other.model_type == name)
+    }
+
+    /// Rewrites a config of another `model_type` of this network as one of its own.
+    ///
+    /// # Errors
+    /// When `model_type` isn't a word.
+    pub fn translate(&self, config: &mut Config) -> Result<()> {
+        let found = config.word("model_type")?.and_then(|name| self.other_type(name));
+        let Some(other) = found.filter(|other| !other.known) else { return Ok(()) };
+        for (name, own) in other.fields {
+            config.rename(name, own);
+        }
+        for (name, meant) in other.meant {
+            if config.get(name).is_none() {
+                config.set(name, (*meant).into());
+            }
+        }
+        config.set("model_type", self.model_type.into());
+        config.remove("auto_map");
+        Ok(())
     }
 
     /// An error unless there is a head for `task`.

@@ -18,6 +18,8 @@ pub struct Config {
     fields: Map<String, Value>,
     /// Fields and the names under which they are read where they are absent.
     aliases: &'static [(&'static str, &'static str)],
+    /// Fields and the names that they have in the file.
+    renamed: Vec<(&'static str, &'static str)>,
 }
 
 impl Config {
@@ -37,7 +39,9 @@ impl Config {
     /// When it isn't a JSON object.
     pub fn parse(file: String, text: &str) -> Result<Self> {
         match serde_json::from_str(text) {
-            Ok(fields) => Ok(Self { file, at: String::new(), fields, aliases: &[] }),
+            Ok(fields) => {
+                Ok(Self { file, at: String::new(), fields, aliases: &[], renamed: Vec::new() })
+            }
             Err(source) => Err(Error::Json { file, source }),
         }
     }
@@ -53,11 +57,17 @@ impl Config {
         Self { aliases, ..self.clone() }
     }
 
-    /// The name under which the file has a field, or is expected to have it.
-    pub fn name_of<'a>(&self, key: &'a str) -> &'a str {
+    /// The name under which a field is read.
+    fn key_of<'a>(&self, key: &'a str) -> &'a str {
         let is_present = |key: &str| self.fields.get(key).is_some_and(|v| !v.is_null());
         let alias = self.aliases.iter().find(|(name, _)| *name == key);
         alias.filter(|_| !is_present(key)).map_or(key, |(_, alias)| alias)
+    }
+
+    /// The name under which the file has a field, or is expected to have it.
+    pub fn name_of<'a>(&self, key: &'a str) -> &'a str {
+        let key = self.key_of(key);
+        self.renamed.iter().find(|(own, _)| *own == key).map_or(key, |(_, name)| name)
     }
 
     /// All fields.
@@ -67,7 +77,7 @@ impl Config {
 
     /// A field's value; `null` counts as absent.
     pub fn get(&self, key: &str) -> Option<&Value> {
-        self.fields.get(self.name_of(key)).filter(|v| !v.is_null())
+        self.fields.get(self.key_of(key)).filter(|v| !v.is_null())
     }
 
     /// An error about a field.
@@ -265,6 +275,7 @@ impl Config {
                 at: format!("{}{key}.", self.at),
                 fields,
                 aliases: &[],
+                renamed: Vec::new(),
             })
         };
         self.get(key).map(read).transpose()
@@ -315,6 +326,15 @@ impl Config {
         self.fields.insert(key.to_owned(), value);
     }
 
+    /// Gives a field another name, unless one of that name is there. Errors go on calling it what
+    /// the file does.
+    pub fn rename(&mut self, name: &'static str, to: &'static str) {
+        if let Some(value) = self.fields.remove(name) {
+            self.fields.entry(to).or_insert(value);
+        }
+        self.renamed.push((to, name));
+    }
+
     /// Removes a field.
     pub fn remove(&mut self, key: &str) {
         self.fields.remove(key);
@@ -339,6 +359,12 @@ mod tests {
         let c = Config::parse("config.json".to_owned(), text)?;
         let c = c.with_aliases(&[("width", "wide"), ("heads", "n_heads"), ("layers", "depth")]);
         assert_eq!((c.size("width")?, c.size("heads")?), (8, 2));
+        let message = c.size("layers").expect_err("no number").to_string();
+        assert!(message.contains("`depth` is `\"two\"`"), "{message}");
+        let mut c = c;
+        c.rename("n_heads", "groups");
+        c.rename("depth", "layers");
+        assert_eq!((c.size("groups")?, c.get("n_heads")), (3, None));
         let message = c.size("layers").expect_err("no number").to_string();
         assert!(message.contains("`depth` is `\"two\"`"), "{message}");
         Ok(())

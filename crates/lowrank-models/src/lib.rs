@@ -22,7 +22,7 @@ mod task;
 pub mod task_heads;
 mod weights;
 
-pub use arch::{ARCHITECTURES, Architecture, Beside, Family, Modality};
+pub use arch::{ARCHITECTURES, Architecture, Beside, Family, Modality, OtherType};
 pub use builder::{Builder, Built, DropoutSite, FreshInit, NormShape};
 pub use config::Config;
 pub use error::{Error, Result};

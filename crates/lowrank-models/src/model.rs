@@ -106,6 +106,7 @@ impl Model {
             config.set(key, value.clone());
         }
         let architecture = Architecture::of(&config)?;
+        architecture.translate(&mut config)?;
         let task = options.task.map_or_else(|| architecture.default_task(&config), Ok)?;
         architecture.check_task(task)?;
         let family = architecture.family_for(task, &config)?;

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use lowrank_models::{Error, Model, OpenOptions, SaveOptions, Task};
 use safetensors::SafeTensors;
+use serde_json::{Value, json};
 
 type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
@@ -70,5 +71,38 @@ fn the_tensors_are_those_that_were_read() -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// Falcon as its authors' own code had it, whose config transformers wouldn't read.
+#[test]
+fn a_config_of_remote_code_is_saved_as_one_of_transformers() -> Result<()> {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/falcon_own");
+    let folder = tempfile::tempdir()?;
+    std::fs::copy(own.join("model.safetensors"), folder.path().join("model.safetensors"))?;
+    let write = |heads: usize| {
+        let config = json!({
+            "model_type": "RefinedWebModel", "architectures": ["RWForCausalLM"], "alibi": true,
+            "auto_map": {"AutoConfig": "configuration_RW.RWConfig"}, "bias": true, "n_head": heads,
+            "n_layer": 2, "hidden_size": 18, "vocab_size": 37, "layer_norm_epsilon": 1e-5,
+        });
+        std::fs::write(folder.path().join("config.json"), config.to_string())
+    };
+    write(9)?;
+    let model = Model::open(folder.path(), &OpenOptions::default())?;
+    let texts = model.saved(&SaveOptions::default())?.texts()?;
+    let (_, config) = texts.first().ok_or("no config")?;
+    let config: Value = serde_json::from_str(config)?;
+    let expected = json!({
+        "model_type": "falcon", "architectures": ["FalconForCausalLM"], "alibi": true, "bias": true,
+        "multi_query": false, "parallel_attn": false, "num_attention_heads": 9,
+        "num_hidden_layers": 2, "hidden_size": 18, "vocab_size": 37, "layer_norm_epsilon": 1e-5,
+        "dtype": "float32",
+    });
+    assert_eq!(config, expected);
+    write(7)?;
+    let error = Model::open(folder.path(), &OpenOptions::default());
+    let said = error.err().ok_or("7 heads fit into 18")?.to_string();
+    assert!(said.ends_with("`hidden_size` is `18`; it must be a multiple of `n_head`, which is 7"));
     Ok(())
 }

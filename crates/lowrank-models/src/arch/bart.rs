@@ -31,12 +31,19 @@ pub(super) const ENTRY: Architecture = Architecture {
     ..Architecture::ENCODER_DECODER
 };
 
+/// Names that go before BART's own where a config has both.
+const ALIASES: &[(&str, &str)] = &[
+    ("hidden_size", "d_model"),
+    ("num_hidden_layers", "encoder_layers"),
+    ("num_attention_heads", "encoder_attention_heads"),
+];
+
 fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
+    let (c, base) = (&c.with_aliases(ALIASES), b.base());
     if task == Task::CausalLm {
         return decoder_alone(c, b);
     }
-    let base = b.base();
-    let (d_model, vocab_size) = (c.size("d_model")?, c.size("vocab_size")?);
+    let (d_model, vocab_size) = (c.size("hidden_size")?, c.size("vocab_size")?);
     let shared = base.embedding("shared", vocab_size, d_model)?;
     let stack = |name, is_decoder| {
         let shape = BartStackShape::from_config(c, is_decoder)?;
@@ -57,7 +64,7 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
 
 /// A language model of the decoder, whose attention to a source rests.
 fn decoder_alone(c: &Config, b: &Builder) -> Result<Parts> {
-    let (base, sizes) = (b.base(), (c.size("vocab_size")?, c.size("d_model")?));
+    let (base, sizes) = (b.base(), (c.size("vocab_size")?, c.size("hidden_size")?));
     // A file of both halves has one table for all.
     let table = base.at_filed("decoder.embed_tokens", "shared").embedding("", sizes.0, sizes.1)?;
     let shape = BartStackShape::from_config(c, true)?;
@@ -74,6 +81,6 @@ fn language_head(c: &Config, shared: &Embedding, b: &Builder) -> Result<Head> {
 fn output_layer(c: &Config, table: &Embedding, b: &Builder) -> Result<Linear> {
     match c.switch_or("tie_word_embeddings", true)? {
         true => b.tied_linear("lm_head", table, None),
-        false => b.linear("lm_head", c.size("d_model")?, c.size("vocab_size")?, false),
+        false => b.linear("lm_head", c.size("hidden_size")?, c.size("vocab_size")?, false),
     }
 }

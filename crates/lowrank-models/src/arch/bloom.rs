@@ -28,8 +28,8 @@ pub(super) const ENTRY: Architecture = Architecture {
 /// Other names of the fields that say how large the model is.
 const ALIASES: &[(&str, &str)] = &[
     ("n_embed", "hidden_size"),
-    ("n_head", "num_attention_heads"),
-    ("n_layer", "num_hidden_layers"),
+    ("num_attention_heads", "n_head"),
+    ("num_hidden_layers", "n_layer"),
 ];
 
 fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
@@ -38,11 +38,11 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     if c.switch_or("slow_but_exact", false)? && c.size_or("pretraining_tp", 1)? > 1 {
         return Err(c.not_implemented("slow_but_exact", "false"));
     }
-    let (hidden, heads) = (c.size("n_embed")?, c.size("n_head")?);
+    let (hidden, heads) = (c.size("n_embed")?, c.size("num_attention_heads")?);
     let eps = c.epsilon_or("layer_norm_epsilon", 1e-5)?;
     let embedding = base.embedding("word_embeddings", c.size("vocab_size")?, hidden)?;
     let embedding_norm = base.layer_norm("word_embeddings_layernorm", hidden, eps)?;
-    let blocks = base.list("h", c.size("n_layer")?, |_, b| block(c, hidden, eps, b))?;
+    let blocks = base.list("h", c.size("num_hidden_layers")?, |_, b| block(c, hidden, eps, b))?;
     let norm = base.layer_norm("ln_f", hidden, eps)?;
     let network = CausalDecoder {
         embedding_norm: Some(embedding_norm),
@@ -73,7 +73,7 @@ fn block(c: &Config, hidden: usize, eps: f64, b: &Builder) -> Result<CausalBlock
 }
 
 fn attention(c: &Config, hidden: usize, b: &Builder) -> Result<CausalAttention> {
-    let shape = causal_shape(c, "n_embed", "n_head")?;
+    let shape = causal_shape(c, "n_embed", "num_attention_heads")?;
     let qkv = b.linear("query_key_value", hidden, 3 * hidden, true)?;
     let qkv = Projections::Fused(Fused::new(qkv, shape.heads));
     let output = b.linear("dense", hidden, hidden, true)?;

@@ -23,7 +23,7 @@ const PARTS: usize = 4;
 fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     gptj::build_with(c, task, b, |hidden, b| {
         if !hidden.is_multiple_of(PARTS) {
-            return Err(c.wrong("n_embd", format!("a multiple of {PARTS}")));
+            return Err(c.wrong("hidden_size", format!("a multiple of {PARTS}")));
         }
         let output = b.linear("out_proj", hidden, hidden, false)?;
         let layer = b.linear("qkv_proj", hidden, 3 * hidden, false)?;

@@ -3,7 +3,7 @@
 
 use lowrank_autograd::ops::{RotaryStyle, Routing, Score};
 
-use super::{Architecture, Parts, llama};
+use super::{Architecture, OtherType, Parts, llama};
 use crate::{
     Builder, Config, Result, Task,
     blocks::{
@@ -17,6 +17,7 @@ use crate::{
 
 pub(super) const ENTRY: Architecture = Architecture {
     model_type: "deepseek_v3",
+    other_types: &[OtherType { model_type: "kimi_k2", ..OtherType::REMOTE }],
     class: "DeepseekV3",
     tasks: &[Task::CausalLm, Task::SeqCls, Task::TokenCls, Task::FeatureExtraction],
     paper: "arXiv:2412.19437",
@@ -25,9 +26,10 @@ pub(super) const ENTRY: Architecture = Architecture {
 };
 
 fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
+    let c = &c.with_aliases(&[("num_local_experts", "n_routed_experts")]);
     check(c)?;
     let (attention, dense) = (attention(c)?, llama::mlp(c)?);
-    let experts = c.size_or("n_routed_experts", 256)?;
+    let experts = c.size_or("num_local_experts", 256)?;
     let inner = c.size_or("moe_intermediate_size", 2048)?;
     let sparse = MlpShape { intermediate_size: inner, ..dense };
     let shared_size = inner * c.size_or("n_shared_experts", 1)?;

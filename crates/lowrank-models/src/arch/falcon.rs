@@ -6,7 +6,7 @@
 use lowrank_autograd::ops::AttentionShape;
 use lowrank_peft::layers::Norm;
 
-use super::{Architecture, Parts};
+use super::{Architecture, OtherType, Parts};
 use crate::{
     Builder, Config, Result, Task,
     blocks::causal_decoder::{
@@ -18,12 +18,33 @@ use crate::{
 
 pub(super) const ENTRY: Architecture = Architecture {
     model_type: "falcon",
+    other_types: &[
+        OtherType {
+            model_type: "RefinedWeb",
+            fields: OLD_FIELDS,
+            meant: &[("new_decoder_architecture", true)],
+            ..OtherType::REMOTE
+        },
+        OtherType {
+            model_type: "RefinedWebModel",
+            fields: OLD_FIELDS,
+            meant: &[("multi_query", false), ("parallel_attn", false)],
+            ..OtherType::REMOTE
+        },
+    ],
     class: "Falcon",
     prefixes: &["transformer"],
     paper: "arXiv:2311.16867",
     build,
     ..Architecture::DECODER
 };
+
+/// Names that the authors' own code had.
+const OLD_FIELDS: &[(&str, &str)] = &[
+    ("n_layer", "num_hidden_layers"),
+    ("n_head", "num_attention_heads"),
+    ("n_head_kv", "num_kv_heads"),
+];
 
 /// What the fields say that tell the layouts apart.
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@
 use lowrank_autograd::ops::AttentionShape;
 use lowrank_peft::layers::Linear;
 
-use super::{Architecture, Parts};
+use super::{Architecture, OtherType, Parts};
 use crate::{
     Builder, Config, DropoutSite, Result, Task,
     blocks::causal_decoder::{
@@ -16,6 +16,7 @@ use crate::{
 
 pub(super) const ENTRY: Architecture = Architecture {
     model_type: "gpt2",
+    other_types: &[OtherType { model_type: "gpt-sw3", known: true, ..OtherType::REMOTE }],
     class: "GPT2",
     causal_lm: "LMHeadModel",
     prefixes: &["transformer"],
@@ -26,10 +27,10 @@ pub(super) const ENTRY: Architecture = Architecture {
 
 /// Other names of the fields that say how large the model is.
 pub(super) const ALIASES: &[(&str, &str)] = &[
-    ("n_embd", "hidden_size"),
-    ("n_head", "num_attention_heads"),
-    ("n_layer", "num_hidden_layers"),
-    ("n_positions", "max_position_embeddings"),
+    ("hidden_size", "n_embd"),
+    ("num_attention_heads", "n_head"),
+    ("num_hidden_layers", "n_layer"),
+    ("max_position_embeddings", "n_positions"),
 ];
 
 /// A config of GPT-2's fields, and the dropout where it names none.
@@ -65,7 +66,7 @@ pub(super) fn attention(c: &Config, index: usize) -> Result<AttentionShape> {
     if c.switch_or("add_cross_attention", false)? {
         return Err(c.not_implemented("add_cross_attention", "false"));
     }
-    let shape = causal_shape(c, "n_embd", "n_head")?;
+    let shape = causal_shape(c, "hidden_size", "num_attention_heads")?;
     let scale = if c.switch_or("scale_attn_weights", true)? { shape.scale } else { 1.0 };
     let by_layer = c.switch_or("scale_attn_by_inverse_layer_idx", false)?;
     let layer = if by_layer { (index + 1) as f32 } else { 1.0 };
@@ -75,7 +76,7 @@ pub(super) fn attention(c: &Config, index: usize) -> Result<AttentionShape> {
 impl Gpt<'_> {
     /// Width of the residual stream.
     pub(super) fn width(self) -> Result<usize> {
-        self.c.size("n_embd")
+        self.c.size("hidden_size")
     }
 
     /// [`Gpt::decoder`] with a table of positions.
@@ -84,7 +85,8 @@ impl Gpt<'_> {
         b: &Builder,
         block: impl Fn(usize, &Builder) -> Result<CausalBlock>,
     ) -> Result<CausalDecoder> {
-        let wpe = || LearnedPositions::build("wpe", "n_positions", self.width()?, self.c, b);
+        let wpe =
+            || LearnedPositions::build("wpe", "max_position_embeddings", self.width()?, self.c, b);
         self.decoder(|| Ok(Positions::Learned(wpe()?)), b, block)
     }
 
@@ -98,7 +100,7 @@ impl Gpt<'_> {
         let (c, hidden) = (self.c, self.width()?);
         let embedding = b.embedding("wte", c.size("vocab_size")?, hidden)?;
         let positions = positions()?;
-        let blocks = b.list("h", c.size("n_layer")?, block)?;
+        let blocks = b.list("h", c.size("num_hidden_layers")?, block)?;
         let norm = b.layer_norm("ln_f", hidden, self.eps()?)?;
         Ok(CausalDecoder {
             token_types: true,

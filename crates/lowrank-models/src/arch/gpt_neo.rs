@@ -22,10 +22,8 @@ pub(super) const ENTRY: Architecture = Architecture {
 
 /// What GPT-2's fields are called here.
 const FIELDS: &[(&str, &str)] = &[
-    ("n_embd", "hidden_size"),
-    ("n_head", "num_heads"),
-    ("n_layer", "num_layers"),
-    ("n_positions", "max_position_embeddings"),
+    ("num_attention_heads", "num_heads"),
+    ("num_hidden_layers", "num_layers"),
     ("n_inner", "intermediate_size"),
     ("embd_pdrop", "embed_dropout"),
     ("attn_pdrop", "attention_dropout"),
@@ -52,7 +50,7 @@ fn attention(gpt: Gpt<'_>, window: Option<usize>, b: &Builder) -> Result<CausalA
     let hidden = gpt.width()?;
     let layer = |name, bias| b.linear(name, hidden, hidden, bias);
     let [k, v, q] = [layer("k_proj", false)?, layer("v_proj", false)?, layer("q_proj", false)?];
-    let shape = causal_shape(gpt.c, "n_embd", "n_head")?;
+    let shape = causal_shape(gpt.c, "hidden_size", "num_attention_heads")?;
     let shape = AttentionShape { scale: 1.0, window, ..shape };
     let (output, dropout) = (layer("out_proj", true)?, gpt.attention_dropout(b)?);
     Ok(CausalAttention::new(Projections::Separate([q, k, v]), output, shape, dropout))
@@ -61,7 +59,7 @@ fn attention(gpt: Gpt<'_>, window: Option<usize>, b: &Builder) -> Result<CausalA
 /// How many tokens each layer sees: `attention_types` holds lists of `global` and `local`, and how
 /// often each is repeated.
 fn windows(c: &Config) -> Result<Vec<Option<usize>>> {
-    let (key, layers) = ("attention_types", c.size("n_layer")?);
+    let (key, layers) = ("attention_types", c.size("num_hidden_layers")?);
     let must_be = || {
         let what = "a list such as [[[\"global\", \"local\"], 12]] of as many layers as";
         c.wrong(key, format!("{what} `num_layers`, which is {layers}"))

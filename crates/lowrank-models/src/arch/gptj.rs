@@ -45,7 +45,7 @@ pub(super) fn build_with(
 ) -> Result<Parts> {
     let gpt = Gpt { c: &c.with_aliases(gpt2::ALIASES), dropout: 0.0 };
     let (hidden, eps) = (gpt.width()?, gpt.eps()?);
-    let shape = causal_shape(gpt.c, "n_embd", "n_head")?;
+    let shape = causal_shape(gpt.c, "hidden_size", "num_attention_heads")?;
     let rotary = rotary(gpt.c, shape.head_dim)?;
     let network = gpt.decoder(
         || Ok(Positions::Rotary(rotary)),

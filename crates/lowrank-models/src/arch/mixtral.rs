@@ -33,7 +33,8 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     ]);
     let attention =
         SelfAttentionShape { window: c.size_or_none("sliding_window")?, ..llama::attention(c)? };
-    let (mlp, experts) = (llama::mlp(c)?, expert_count(c, 8)?);
+    let (mlp, experts) =
+        (llama::mlp(c)?, expert_count(c, ["num_experts", "num_local_experts"], 8)?);
     let routing = softmax_routing(c, experts, 2, true)?;
     let noise = c.probability_or("router_jitter_noise", 0.0)?;
     let shape = llama::decoder_shape(c, attention.head_dim)?;
@@ -53,11 +54,16 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     llama::finish(c, task, decoder, b)
 }
 
-/// The number of experts under the name that transformers 5 writes, or another one that it reads.
-pub(super) fn expert_count(c: &Config, default: usize) -> Result<usize> {
-    match c.size_or_none("num_local_experts")? {
+/// The number of experts under the two names that transformers reads, the first of which counts
+/// where a config has both.
+pub(super) fn expert_count(
+    c: &Config,
+    [first, second]: [&str; 2],
+    default: usize,
+) -> Result<usize> {
+    match c.size_or_none(first)? {
         Some(experts) => Ok(experts),
-        None => c.size_or("num_experts", default),
+        None => c.size_or(second, default),
     }
 }
 

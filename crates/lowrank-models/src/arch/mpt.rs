@@ -25,9 +25,9 @@ pub(super) const ENTRY: Architecture = Architecture {
 
 /// Other names of the fields that say how large the model is.
 const ALIASES: &[(&str, &str)] = &[
-    ("d_model", "hidden_size"),
-    ("n_heads", "num_attention_heads"),
-    ("n_layers", "num_hidden_layers"),
+    ("hidden_size", "d_model"),
+    ("num_attention_heads", "n_heads"),
+    ("num_hidden_layers", "n_layers"),
 ];
 
 /// Fields that the original model has and transformers' doesn't heed, and what they must be.
@@ -67,12 +67,13 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     let empty = Config::parse(c.file().to_owned(), "{}")?;
     let attention = c.object("attn_config")?.unwrap_or(empty);
     check(c, &attention)?;
-    let hidden = c.size("d_model")?;
+    let hidden = c.size("hidden_size")?;
     let norm = NormShape::layer(hidden, c.epsilon_or("layer_norm_epsilon", 1e-5)?);
     let norm = NormShape { bias: false, ..norm };
     let embedding = base.embedding("wte", c.size("vocab_size")?, hidden)?;
-    let blocks = base.list("blocks", c.size("n_layers")?, |_, b| block(c, &attention, norm, b))?;
-    let positions = Positions::Alibi(Alibi::new(c.size("n_heads")?));
+    let blocks =
+        base.list("blocks", c.size("num_hidden_layers")?, |_, b| block(c, &attention, norm, b))?;
+    let positions = Positions::Alibi(Alibi::new(c.size("num_attention_heads")?));
     let last = base.norm("norm_f", norm)?;
     let network = CausalDecoder::new(embedding, positions, blocks, Some(last));
     let names = DecoderHeads { token_classifier: "classifier", ..DecoderHeads::GENERIC };
@@ -100,7 +101,7 @@ fn attention(c: &Config, attn: &Config, hidden: usize, b: &Builder) -> Result<Ca
     let qkv = Fused::new(b.linear("Wqkv", hidden, 3 * hidden, false)?, 1);
     let qkv = Projections::Fused(Fused { clip, ..qkv });
     let output = b.linear("out_proj", hidden, hidden, false)?;
-    let shape = causal_shape(c, "d_model", "n_heads")?;
+    let shape = causal_shape(c, "hidden_size", "num_attention_heads")?;
     let scale = attn.number("softmax_scale")?.map_or(shape.scale, |scale| scale as f32);
     let dropout = b.dropout("dropout", attn.probability_or("attn_pdrop", 0.0)?);
     Ok(CausalAttention::new(qkv, output, AttentionShape { scale, ..shape }, dropout))

@@ -32,7 +32,7 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
         window,
         ..llama::attention(c)?
     };
-    let experts = expert_count(c, 128)?;
+    let experts = expert_count(c, ["num_local_experts", "num_experts"], 128)?;
     let sizes = ExpertSizes { experts, inner: 768, chosen: 8 };
     decoder(c, task, b, |_| attention.clone(), sizes, |_, _| Ok(None))
 }

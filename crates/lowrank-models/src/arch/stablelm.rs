@@ -2,7 +2,7 @@
 //! and blocks whose attention and MLP read the same.
 //! Paper: arXiv:2402.17834. Reference: transformers `models/stablelm/modeling_stablelm.py`.
 
-use super::{Architecture, Parts, llama};
+use super::{Architecture, OtherType, Parts, llama};
 use crate::{
     Builder, Config, NormShape, Result, Task,
     blocks::{
@@ -15,6 +15,11 @@ use crate::{
 
 pub(super) const ENTRY: Architecture = Architecture {
     model_type: "stablelm",
+    other_types: &[OtherType {
+        model_type: "stablelm_epoch",
+        fields: &[("norm_eps", "layer_norm_eps"), ("rope_pct", "partial_rotary_factor")],
+        ..OtherType::REMOTE
+    }],
     class: "StableLm",
     tasks: &[Task::CausalLm, Task::SeqCls, Task::TokenCls, Task::FeatureExtraction],
     paper: "arXiv:2402.17834",
@@ -28,6 +33,9 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
         ("partial_rotary_factor", 0.25.into()),
         ("hidden_dropout", 0.0.into()),
     ]);
+    if c.number_or("rotary_scaling_factor", 1.0)? != 1.0 {
+        return Err(c.not_implemented("rotary_scaling_factor", "1"));
+    }
     let qkv_bias = c.switch_or("use_qkv_bias", false)?;
     let attention = SelfAttentionShape { qkv_bias, ..llama::attention(c)? };
     let norm = NormShape::layer(attention.hidden_size, c.epsilon_or("layer_norm_eps", 1e-5)?);

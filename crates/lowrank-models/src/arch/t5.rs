@@ -34,7 +34,16 @@ pub(super) const ENTRY: Architecture = Architecture {
     ..Architecture::ENCODER_DECODER
 };
 
+/// Names that go before T5's own where a config has both.
+const ALIASES: &[(&str, &str)] = &[
+    ("hidden_size", "d_model"),
+    ("num_hidden_layers", "num_layers"),
+    ("num_attention_heads", "num_heads"),
+    ("head_dim", "d_kv"),
+];
+
 fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
+    let c = &c.with_aliases(ALIASES);
     build_with(c, task, b, "relu", scale(c)?)
 }
 
@@ -47,11 +56,12 @@ pub(super) fn build_with(
     feed_forward_proj: &str,
     scale: Option<f32>,
 ) -> Result<Parts> {
+    let c = &c.with_aliases(ALIASES);
     let shape = |is_decoder| shape(c, is_decoder, feed_forward_proj);
     let classifies = matches!(task, Task::SeqCls | Task::TokenCls);
     // The language model and the one that answers questions hold their halves themselves.
     let base = if classifies { b.base() } else { b.clone() };
-    let shared = base.embedding("shared", c.size("vocab_size")?, c.size("d_model")?)?;
+    let shared = base.embedding("shared", c.size("vocab_size")?, c.size("hidden_size")?)?;
     let encoder = Stack::build(&shape(false)?, &shared, &base.at("encoder"))?;
     if task == Task::TokenCls {
         return Ok((Arc::new(Half { table: shared, stack: encoder }), token_head(c, b)?));
@@ -76,7 +86,7 @@ pub(super) fn build_with(
 
 /// A label for each of the encoder's states.
 fn token_head(c: &Config, b: &Builder) -> Result<Head> {
-    let classifier = b.head_linear("classifier", c.size("d_model")?, c.num_labels()?, true)?;
+    let classifier = b.head_linear("classifier", c.size("hidden_size")?, c.num_labels()?, true)?;
     let dropout = b.dropout("dropout", c.probability_or("classifier_dropout", 0.0)?);
     Ok(Head::Tokens(TokenHead { dropout: Some(dropout), ..TokenHead::of(classifier) }))
 }
@@ -92,22 +102,21 @@ fn target_start(c: &Config) -> Result<u32> {
 fn scale(c: &Config) -> Result<Option<f32>> {
     let tied = c.switch_or("tie_word_embeddings", true)?;
     let scaled = c.switch_or("scale_decoder_outputs", tied)?;
-    let d_model = c.size("d_model")?;
+    let d_model = c.size("hidden_size")?;
     Ok(scaled.then(|| (d_model as f32).sqrt().recip()))
 }
 
 fn shape(c: &Config, is_decoder: bool, feed_forward_proj: &str) -> Result<StackShape> {
-    let num_layers = c.size("num_layers")?;
+    let num_layers = match c.size_or_none("num_decoder_layers")?.filter(|_| is_decoder) {
+        Some(layers) => layers,
+        None => c.size(if is_decoder { "num_layers" } else { "num_hidden_layers" })?,
+    };
     let (dense_act_fn, is_gated_act) = activation(c, feed_forward_proj)?;
     Ok(StackShape {
-        d_model: c.size("d_model")?,
+        d_model: c.size("hidden_size")?,
         d_ff: c.size("d_ff")?,
-        num_layers: if is_decoder {
-            c.size_or("num_decoder_layers", num_layers)?
-        } else {
-            num_layers
-        },
-        attention: full_attention(c.size("num_heads")?, c.size("d_kv")?),
+        num_layers,
+        attention: full_attention(c.size("num_attention_heads")?, c.size("head_dim")?),
         buckets: Buckets::from_config(c, !is_decoder)?,
         is_decoder,
         dense_act_fn,

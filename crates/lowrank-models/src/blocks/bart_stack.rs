@@ -63,18 +63,15 @@ impl BartStackShape {
                 "decoder_ffn_dim",
                 "decoder_layerdrop",
             ],
-            false => [
-                "encoder_layers",
-                "encoder_attention_heads",
-                "encoder_ffn_dim",
-                "encoder_layerdrop",
-            ],
+            false => {
+                ["num_hidden_layers", "num_attention_heads", "encoder_ffn_dim", "encoder_layerdrop"]
+            }
         };
         if c.number_or(layerdrop, 0.0)? != 0.0 {
             return Err(c.not_implemented(layerdrop, "0"));
         }
-        let d_model = c.size("d_model")?;
-        let attention = divided_attention(c, "d_model", heads)?;
+        let d_model = c.size("hidden_size")?;
+        let attention = divided_attention(c, "hidden_size", heads)?;
         let scaled = c.switch_or("scale_embedding", false)?;
         Ok(Self {
             d_model,

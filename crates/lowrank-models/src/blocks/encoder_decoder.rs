@@ -174,7 +174,7 @@ fn recomputed<B: StackBlock>(
 /// When its tensors are misshapen or a config field wrong.
 pub fn rereading_classifier(c: &Config, eos: u32, b: &Builder) -> crate::Result<Head> {
     let pick = Pick::LastOf(c.token_id("eos_token_id")?.unwrap_or(eos));
-    let sizes = (c.size("d_model")?, c.probability_or("classifier_dropout", 0.0)?);
+    let sizes = (c.size("hidden_size")?, c.probability_or("classifier_dropout", 0.0)?);
     let place = b.at("classification_head");
     Ok(Head::Sequences(dense_classifier(c, (pick, Activation::Tanh), sizes, &place)?))
 }
@@ -184,5 +184,5 @@ pub fn rereading_classifier(c: &Config, eos: u32, b: &Builder) -> crate::Result<
 /// # Errors
 /// When its tensors are misshapen or a config field wrong.
 pub fn answer_head(c: &Config, b: &Builder) -> crate::Result<Head> {
-    Ok(Head::Tokens(TokenHead::of(b.head_linear("qa_outputs", c.size("d_model")?, 2, true)?)))
+    Ok(Head::Tokens(TokenHead::of(b.head_linear("qa_outputs", c.size("hidden_size")?, 2, true)?)))
 }
