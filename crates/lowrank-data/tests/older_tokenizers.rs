@@ -136,6 +136,50 @@ fn chatglm_is_sentencepiece_with_tokens_of_its_own() -> Result {
     Ok(())
 }
 
+/// GLM-4's is code of its own too: tiktoken between special tokens that a list has ids for.
+#[test]
+fn glm_4_is_tiktoken_with_tokens_of_its_own() -> Result {
+    let vocabulary = tests().join("fixtures/older/vocabularies/tiktoken.model");
+    let folder = tempfile::tempdir()?;
+    std::fs::copy(vocabulary, folder.path().join("tokenizer.model"))?;
+    std::fs::write(folder.path().join("config.json"), r#"{"model_type": "chatglm"}"#)?;
+    let own = [
+        "<|endoftext|>",
+        "[MASK]",
+        "[gMASK]",
+        "[sMASK]",
+        "<sop>",
+        "<eop>",
+        "<|system|>",
+        "<|user|>",
+        "<|assistant|>",
+    ];
+    let added = (1500..).zip(own).map(|(id, token): (u32, _)| {
+        (id.to_string(), serde_json::json!({"content": token, "special": true}))
+    });
+    let added: serde_json::Map<_, _> = added.collect();
+    for class in ["ChatGLM4Tokenizer", "ChatGLMTokenizer"] {
+        let config = serde_json::json!({
+            "tokenizer_class": class, "auto_map": {"AutoTokenizer": ["x.Y", null]},
+            "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>",
+            "additional_special_tokens": own, "added_tokens_decoder": added,
+        });
+        std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string())?;
+        let tokenizer = Tokenizer::open(folder.path())?;
+        assert_eq!(tokenizer.vocab_size(), 1509);
+        assert_eq!((tokenizer.pad_id(), tokenizer.eos_id()), (Some(1500), Some(1500)));
+        let rows = std::fs::read_to_string(tests().join("fixtures/older/glm4.json"))?;
+        for row in serde_json::from_str::<Vec<Value>>(&rows)? {
+            let (text, expected) = (row["text"].as_str().ok_or("no text")?, ids(&row["ids"]));
+            assert_eq!(tokenizer.encode(text)?, expected, "{text:?}");
+            let whole = tokenizer.encoding(text, None, true)?.get_ids().to_vec();
+            assert_eq!(whole, [&[1502, 1504], &expected[..]].concat());
+            assert_eq!(tokenizer.decode(&expected, false)?, text);
+        }
+    }
+    Ok(())
+}
+
 /// What is written is read again, here and by transformers, without the older files.
 #[test]
 fn a_saved_tokenizer_is_the_same() -> Result {
@@ -204,6 +248,21 @@ fn errors_say_what_is_wrong_and_where() -> Result {
             "`do_lower_case` is the text `yes`; it must be true or false",
         ),
     ];
+    let llama = ("config.json", r#"{"model_type": "llama"}"#);
+    let ranks = [
+        ("IQ== 0\nIg== x\n", "DIR/tokenizer.model:2: isn't a token in base64 and its rank"),
+        ("IQ== 0\nIg=! 1\n", "DIR/tokenizer.model:2: isn't a token in base64 and its rank"),
+        ("IQ== 0\nIg== 2\n", "rank 1 is there twice, or no token has it"),
+        ("IQ== 0\nIg== 0\n", "rank 1 is there twice, or no token has it"),
+        ("IQ== 0\nIQ== 1\n", "a token is there twice"),
+        ("IQ== 0\n 1\n", "DIR/tokenizer.model:2: the token has 0 bytes"),
+        ("IQ== 0\n", "byte 0x00 isn't a token"),
+        ("\nIQ== 0\n", "isn't a SentencePiece model"),
+    ];
+    for (text, expected) in ranks {
+        let said = said(&[llama, ("tokenizer.model", text)])?;
+        assert!(said.contains(expected), "{said}\nexpected: {expected}");
+    }
     for (files, expected) in cases {
         let said = said(files)?;
         assert!(said.contains(expected), "{said}\nexpected: {expected}");
@@ -240,11 +299,11 @@ proptest! {
 
     #[test]
     fn damaged_files_do_not_panic(
-        which in 0usize..5, at in any::<usize>(), byte in any::<u8>(), cut in any::<bool>(),
+        which in 0usize..6, at in any::<usize>(), byte in any::<u8>(), cut in any::<bool>(),
     ) {
         let (file, model_type) = [
             ("t5.model", "t5"), ("users.model", "mistral"), ("xlmr.model", "glm"),
-            ("gemma.model", "gemma"), ("vocab.txt", "bert"),
+            ("gemma.model", "gemma"), ("vocab.txt", "bert"), ("tiktoken.model", "llama"),
         ][which];
         damaged(file, model_type, at, byte, cut).map_err(|e| TestCaseError::fail(e.to_string()))?;
     }

@@ -16,21 +16,24 @@ mod class;
 mod pieces;
 mod sentencepiece;
 mod stages;
+mod tiktoken;
 mod vocabulary;
 
 use added::Tokens;
 use class::Class;
 use sentencepiece::Model;
 use stages::Slot;
+use tiktoken::Ranked;
 
 /// The files that hold a vocabulary.
-pub(super) const VOCABULARIES: [&str; 6] = [
+pub(super) const VOCABULARIES: [&str; 7] = [
     "vocab.txt",
     "vocab.json",
     "spiece.model",
     "sentencepiece.bpe.model",
     "spm.model",
     "tokenizer.model",
+    "tiktoken.model",
 ];
 
 /// The tokens that ChatGLM's code puts behind its vocabulary.
@@ -65,8 +68,20 @@ pub(super) fn open(
     }
     let class = class_of(folder, config)?;
     let tokens = Tokens::read(folder, config, map)?;
-    let draft = Draft { folder, path: vocabulary(folder, class)?, config, class, tokens };
-    draft.build().map(Some)
+    let path = vocabulary(folder, class)?;
+    let ranked = match class {
+        Class::Backend | Class::ChatGlm | Class::ChatGlm4 | Class::Llama | Class::Gemma => {
+            Ranked::read(&path)?
+        }
+        _ => None,
+    };
+    // Some folders call both of ChatGLM's classes by the older name.
+    let class = match (class, &ranked) {
+        (Class::ChatGlm, Some(_)) => Class::ChatGlm4,
+        (Class::ChatGlm4, None) => Class::ChatGlm,
+        (class, _) => class,
+    };
+    Draft { folder, path, config, class, tokens }.build(ranked).map(Some)
 }
 
 /// The class that the folder's files name or mean.
@@ -98,6 +113,7 @@ fn class_of(folder: &Path, config: &Map<String, Value>) -> Result<Class> {
 /// `tokenizer.model`.
 fn vocabulary(folder: &Path, class: Class) -> Result<PathBuf> {
     let names = match class.file() {
+        _ if class == Class::Backend => vec!["tokenizer.model", "tiktoken.model"],
         own if own.ends_with(".model") => vec!["tokenizer.model", own],
         own => vec![own],
     };
@@ -125,13 +141,14 @@ struct Draft<'a> {
 }
 
 impl Draft<'_> {
-    fn build(mut self) -> Result<Older> {
+    fn build(mut self, ranked: Option<Ranked>) -> Result<Older> {
         self.tokens.assume(self.class.name());
         if self.class == Class::MBart {
             self.tokens.flag(Special::Mask, |token| token.lstrip(true));
         }
         let additional = self.tokens.additional().to_vec();
         let (mut inner, additional) = match self.class {
+            _ if let Some(ranked) = ranked => (self.ranked(&ranked)?, additional),
             Class::Bert => (self.bert()?, additional),
             Class::Gpt2 | Class::Roberta | Class::Deberta | Class::GptNeoX | Class::Qwen2 => {
                 (self.byte_level()?, additional)
@@ -264,8 +281,9 @@ impl Draft<'_> {
                 let end = [token(Special::Eos, 0)?, Slot::Token(language.unwrap_or("en_XX"), 0)];
                 ([&[Slot::A], &end[..]].concat(), [&[Slot::A, Slot::B(0)], &end[..]].concat())
             }
-            Class::ChatGlm => {
-                let single = vec![Slot::Token("[gMASK]", 0), Slot::Token("sop", 0), Slot::A];
+            Class::ChatGlm | Class::ChatGlm4 => {
+                let start = if self.class == Class::ChatGlm { "sop" } else { "<sop>" };
+                let single = vec![Slot::Token("[gMASK]", 0), Slot::Token(start, 0), Slot::A];
                 let pair = [&single[..], &[Slot::B(0), token(Special::Eos, 0)?]].concat();
                 (single, pair)
             }

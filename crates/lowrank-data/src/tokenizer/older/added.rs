@@ -142,6 +142,11 @@ impl Tokens {
         }
     }
 
+    /// `extra_special_tokens`.
+    pub(super) fn extra(&self) -> &[AddedToken] {
+        self.extra.as_deref().unwrap_or_default()
+    }
+
     /// Adds tokens that a class has under names of its own.
     pub(super) fn own(&mut self, tokens: &[&str]) {
         self.own.extend(tokens.iter().map(|token| AddedToken::from(*token, true)));

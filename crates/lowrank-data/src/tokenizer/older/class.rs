@@ -19,13 +19,15 @@ pub(super) enum Class {
     Gemma,
     /// ChatGLM2's and ChatGLM3's, whose code comes with the models.
     ChatGlm,
+    /// GLM-4's, in the form of tiktoken.
+    ChatGlm4,
     /// transformers' `TokenizersBackend`: whatever a SentencePiece model says of itself.
     Backend,
 }
 
 use Class::{
-    Backend, Bert, ChatGlm, CodeLlama, Deberta, DebertaV2, Gemma, Gpt2, GptNeoX, Llama, MBart,
-    Qwen2, Roberta, T5, XlmRoberta,
+    Backend, Bert, ChatGlm, ChatGlm4, CodeLlama, Deberta, DebertaV2, Gemma, Gpt2, GptNeoX, Llama,
+    MBart, Qwen2, Roberta, T5, XlmRoberta,
 };
 
 /// Names of classes; the first of several for one class is that class's own.
@@ -51,6 +53,7 @@ const NAMES: &[(&str, Class)] = &[
     ("CodeLlamaTokenizer", CodeLlama),
     ("GemmaTokenizer", Gemma),
     ("ChatGLMTokenizer", ChatGlm),
+    ("ChatGLM4Tokenizer", ChatGlm4),
     ("PreTrainedTokenizerFast", Backend),
     ("TokenizersBackend", Backend),
 ];
@@ -135,7 +138,7 @@ impl Class {
             T5 => "spiece.model",
             XlmRoberta | MBart => "sentencepiece.bpe.model",
             DebertaV2 => "spm.model",
-            Llama | CodeLlama | Gemma | ChatGlm | Backend => "tokenizer.model",
+            Llama | CodeLlama | Gemma | ChatGlm | ChatGlm4 | Backend => "tokenizer.model",
         }
     }
 }

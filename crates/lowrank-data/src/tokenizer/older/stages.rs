@@ -14,6 +14,9 @@ pub(super) const SPACE: &str = "▁";
 /// Qwen's way to cut a text into words.
 pub(super) const QWEN_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// Llama 3's, GLM-4's and GPT-4's: up to three digits are one.
+pub(super) const TIKTOKEN_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
 /// What is wrong, in words.
 type Fault = String;
 
