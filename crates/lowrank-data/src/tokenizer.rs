@@ -10,6 +10,7 @@ use tokenizers::{AddedToken, Encoding, Tokenizer as Inner};
 
 use crate::error::{DataError, Result, RowProblem};
 
+mod charsmap;
 mod class_defaults;
 mod files;
 mod older;

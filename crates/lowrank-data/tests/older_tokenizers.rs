@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lowrank_data::{Special, Tokenizer};
 use proptest::prelude::*;
 use serde_json::Value;
@@ -294,6 +295,74 @@ fn damaged(file: &str, model_type: &str, at: usize, byte: u8, cut: bool) -> Resu
     Ok(())
 }
 
+/// The `tokenizer.json` of a vocabulary whose table of characters is what `damage` leaves of it.
+fn with_table(damage: impl FnOnce(&mut Vec<u8>)) -> Result<TempDir> {
+    let folder = tempfile::tempdir()?;
+    let vocabulary = tests().join("fixtures/older/vocabularies/t5.model");
+    std::fs::copy(vocabulary, folder.path().join("spiece.model"))?;
+    std::fs::write(folder.path().join("config.json"), r#"{"model_type": "t5"}"#)?;
+    Tokenizer::open(folder.path())?.save(folder.path())?;
+    let path = folder.path().join("tokenizer.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+    let table = &mut json["normalizer"]["normalizers"][0]["precompiled_charsmap"];
+    let mut bytes = STANDARD.decode(table.as_str().ok_or("no table")?)?;
+    damage(&mut bytes);
+    *table = STANDARD.encode(&bytes).into();
+    std::fs::write(&path, json.to_string())?;
+    Ok(folder)
+}
+
+#[test]
+fn a_damaged_table_in_tokenizer_json_is_an_error() -> Result {
+    type Damage = fn(&mut Vec<u8>);
+    let whole = with_table(|_| ())?;
+    assert_eq!(
+        Tokenizer::open(whole.path())?.encode("ﬁ")?,
+        Tokenizer::open(whole.path())?.encode("fi")?
+    );
+    let said = |damage: Damage| -> Result<String> {
+        let folder = with_table(damage)?;
+        Ok(Tokenizer::open(folder.path()).err().ok_or("it was opened")?.to_string())
+    };
+    let cases: [(Damage, &str); 4] = [
+        (|bytes| bytes.truncate(40), "its table of characters is cut off"),
+        (|bytes| bytes[..4].fill(0xff), "its table of characters is cut off"),
+        (|bytes| bytes[4..8].fill(0xff), "its table of characters leads out of itself"),
+        (|bytes| bytes.extend([0xff; 4]), "its table of characters isn't UTF-8"),
+    ];
+    for (damage, expected) in cases {
+        let said = said(damage)?;
+        let expected = format!("tokenizer.json: a normalizer: {expected}");
+        assert!(said.ends_with(&expected), "{said}\nexpected: {expected}");
+    }
+    let path = whole.path().join("tokenizer.json");
+    let text = std::fs::read_to_string(&path)?;
+    std::fs::write(
+        &path,
+        text.replace("\"precompiled_charsmap\":\"", "\"precompiled_charsmap\":\"!"),
+    )?;
+    let said = Tokenizer::open(whole.path()).err().ok_or("it was opened")?.to_string();
+    assert!(said.contains("a normalizer: its table isn't base64"), "{said}");
+    Ok(())
+}
+
+/// Bytes of the table in `tokenizer.json` are replaced: an error or a tokenizer, never a panic.
+fn damaged_table(at: usize, by: &[u8], cut: bool) -> Result {
+    let folder = with_table(|bytes| {
+        let at = at % bytes.len();
+        if cut {
+            bytes.truncate(at);
+        }
+        bytes.iter_mut().skip(at).zip(by).for_each(|(slot, byte)| *slot = *byte);
+    })?;
+    if let Ok(tokenizer) = Tokenizer::open(folder.path()) {
+        for text in ["Ｈello ﬁne\u{3000}😀 ﬂow １２３", "\u{301}\u{0}", "a ﬁ\u{a0}b"] {
+            let _ = tokenizer.encode(text);
+        }
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
@@ -306,5 +375,12 @@ proptest! {
             ("gemma.model", "gemma"), ("vocab.txt", "bert"), ("tiktoken.model", "llama"),
         ][which];
         damaged(file, model_type, at, byte, cut).map_err(|e| TestCaseError::fail(e.to_string()))?;
+    }
+
+    #[test]
+    fn damaged_tables_do_not_panic(
+        at in any::<usize>(), by in prop::collection::vec(any::<u8>(), 1..6), cut in any::<bool>(),
+    ) {
+        damaged_table(at, &by, cut).map_err(|e| TestCaseError::fail(e.to_string()))?;
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer as Inner;
 
-use super::{NamedTemplate, Special, Tokenizer, class_defaults, older};
+use super::{NamedTemplate, Special, Tokenizer, charsmap, class_defaults, older};
 use crate::error::{DataError, Result, describe};
 
 const SERIALIZED: &str = "tokenizer.json";
@@ -73,6 +73,7 @@ fn serialized(folder: &Path) -> Result<Option<Inner>> {
         return Ok(None);
     }
     let bytes = std::fs::read(&file).map_err(|e| DataError::io(&file, e))?;
+    charsmap::check_serialized(&bytes).map_err(|what| DataError::file(&file, what))?;
     Inner::from_bytes(&bytes).map(Some).map_err(|e| DataError::file(&file, e))
 }
 

@@ -11,7 +11,6 @@ use crate::error::{DataError, Result, describe};
 
 mod added;
 mod backend;
-mod charsmap;
 mod class;
 mod pieces;
 mod sentencepiece;

@@ -5,8 +5,10 @@ use std::path::Path;
 
 use prost::Message;
 
-use super::charsmap;
-use crate::error::{DataError, Result};
+use crate::{
+    error::{DataError, Result},
+    tokenizer::charsmap,
+};
 
 /// The file, as far as it is read.
 #[derive(Clone, PartialEq, Message)]

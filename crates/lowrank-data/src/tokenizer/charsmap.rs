@@ -1,8 +1,39 @@
-//! Whether a SentencePiece model's table of replaced characters can be followed.
+//! Whether a table of replaced characters can be followed, as SentencePiece models have it, and
+//! `tokenizer.json` in base64.
 //!
 //! It is a double-array trie (a unit for each state; a state's child for byte `b` lies at the
 //! state's base, exclusive-or `b`) and the texts that its values point into. `spm_precompiled`,
 //! which follows it, indexes both without looking: a damaged table would panic at the first text.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// An error, in words, unless [`check`] finds nothing wrong with the tables of a `tokenizer.json`.
+pub(super) fn check_serialized(json: &[u8]) -> Result<(), String> {
+    #[derive(Deserialize)]
+    struct Serialized {
+        normalizer: Option<Value>,
+    }
+    let file: Serialized = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+    let mut waiting: Vec<Value> = file.normalizer.into_iter().collect();
+    while let Some(value) = waiting.pop() {
+        match value {
+            Value::Array(all) => waiting.extend(all),
+            Value::Object(fields) => {
+                if let Some(Value::String(table)) = fields.get("precompiled_charsmap") {
+                    let what = |fault: &str| format!("a normalizer: {fault}");
+                    let table = STANDARD.decode(table);
+                    let table = table.map_err(|e| what(&format!("its table isn't base64: {e}")))?;
+                    check(&table).map_err(what)?;
+                }
+                waiting.extend(fields.into_iter().map(|(_, value)| value));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
 
 /// An error, in words, unless every state that some text reaches lies in the table.
 pub(super) fn check(charsmap: &[u8]) -> Result<(), &'static str> {
