@@ -15,6 +15,11 @@ pub trait Network: std::fmt::Debug + Send + Sync {
     /// When the input doesn't fit (an id outside the vocabulary, a position beyond the table).
     fn forward(&self, input: &Input, context: Context<'_>, pass: &Pass) -> Result<Value>;
 
+    /// Whether something is added to the mean loss of tokens.
+    fn has_penalty(&self) -> bool {
+        false
+    }
+
     /// [`Network::forward`], and what is added to the mean loss of tokens besides: a scalar.
     ///
     /// # Errors

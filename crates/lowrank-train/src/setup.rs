@@ -132,10 +132,26 @@ fn open_model(plan: &Plan, task: Task, rows: &Rows) -> Result<Model> {
         },
         labels: rows.labels.as_ref().map(|l| l.names.clone()),
         problem_type,
-        overrides: rope_scaling(plan)?,
+        overrides: [rope_scaling(plan)?, balance(plan)].concat(),
         seed: plan.train.seed,
     };
-    Ok(Model::open(&plan.model.model_name_or_path, &options)?)
+    let model = Model::open(&plan.model.model_name_or_path, &options)?;
+    if plan.model.moe_aux_loss_coef.is_some() && !model.network().has_penalty() {
+        let (model_type, task) = (model.architecture.model_type, task.name());
+        let what = format!(
+            "`moe_aux_loss_coef` is for language models with experts that transformers balances; \
+             `{model_type}` for the task `{task}` is none"
+        );
+        return Err(Error::Setup(what));
+    }
+    Ok(model)
+}
+
+/// What LLaMA-Factory writes into the config of a mixture of experts.
+fn balance(plan: &Plan) -> Vec<(String, Value)> {
+    let Some(factor) = plan.model.moe_aux_loss_coef else { return Vec::new() };
+    let asked = ("output_router_logits".to_owned(), true.into());
+    vec![asked, ("router_aux_loss_coef".to_owned(), factor.into())]
 }
 
 /// LLaMA-Factory's rule: the context is stretched to `cutoff_len`, if that is longer.

@@ -265,6 +265,10 @@ impl Network for Decoder {
         self.norm.forward(&x, pass)
     }
 
+    fn has_penalty(&self) -> bool {
+        self.balance.is_some()
+    }
+
     fn forward_with_penalty(&self, input: &Input, pass: &Pass) -> Result<(Value, Option<Value>)> {
         let Some(balance) = self.balance else {
             return Ok((self.forward(input, Context::default(), pass)?, None));

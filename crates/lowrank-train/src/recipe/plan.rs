@@ -84,6 +84,8 @@ pub struct ModelPlan {
     pub weights: WeightDtype,
     /// Rescaled rotary positions; the factor follows from `cutoff_len` and the model.
     pub rope_scaling: Option<RopeScaling>,
+    /// Factor of the loss that keeps experts evenly visited; without one the model's config decides.
+    pub moe_aux_loss_coef: Option<f64>,
     /// Where the run happens.
     pub device: Device,
 }

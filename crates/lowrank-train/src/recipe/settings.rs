@@ -86,11 +86,20 @@ impl Settings {
     }
 
     fn model(&mut self, plan: &ModelPlan) {
-        let ModelPlan { model_name_or_path, adapters, weights, rope_scaling, device: _ } = plan;
+        let ModelPlan {
+            model_name_or_path,
+            adapters,
+            weights,
+            rope_scaling,
+            moe_aux_loss_coef,
+            device: _,
+        } = plan;
         self.put("model_name_or_path", model_name_or_path.display());
         self.put("adapter_name_or_path", paths(adapters));
         self.put("dtype", dtype_name(*weights));
         self.put_opt("rope_scaling", rope_scaling.map(rope_name));
+        // Unset it isn't written, so that runs from before there was this key go on.
+        moe_aux_loss_coef.iter().for_each(|factor| self.put("moe_aux_loss_coef", factor));
     }
 
     fn lora(&mut self, plan: &LoraPlan) {

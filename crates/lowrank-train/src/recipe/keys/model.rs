@@ -57,7 +57,12 @@ pub(super) static KEYS: &[Key] = &[
     here("model_name_or_path", Kind::Text, "-", "folder of the base model"),
     later("model_revision", Kind::Text, "main", "hub branch, tag or commit")
         .instead("models are local folders: fetch that revision and give its folder"),
-    later("moe_aux_loss_coef", Kind::Number(Range::NotNegative), "-", "router balance loss"),
+    here(
+        "moe_aux_loss_coef",
+        Kind::Number(Range::NotNegative),
+        "-",
+        "factor of the loss that keeps experts evenly visited",
+    ),
     ignored("ms_hub_token", Kind::Text, "-", "hub credential", NO_HUB),
     later("new_special_tokens_config", Kind::Text, "-", "file of special tokens to add"),
     ignored(

@@ -23,6 +23,7 @@ impl Recipe {
                 Use::Inference => self.dtype("infer_dtype")?,
             },
             rope_scaling: self.rope_scaling()?,
+            moe_aux_loss_coef: self.opt("moe_aux_loss_coef")?.filter(|factor| *factor != 0.0),
             device: self.device()?,
         })
     }
