@@ -53,8 +53,10 @@ fn a_batch_equals_its_rows() {
     assert!(lengths.windows(2).any(|pair| pair[0] != pair[1]), "{lengths:?}");
     let rows: Vec<Batch> = (0..6).map(|i| batch(&setup, &[i])).collect();
     let apart = sums(&setup, &rows);
-    assert_same(sums(&setup, &[batch(&setup, &[0, 1, 2, 3, 4, 5])]), &apart, 2e-6);
-    assert_same(sums(&setup, &[batch(&setup, &[4, 1, 5, 0, 3, 2])]), &apart, 2e-6);
+    // Products with other numbers of rows are summed up in other orders: by how much that shows
+    // depends on the machine's kernels. A row with the wrong weight or mask is off by 1e-3 and more.
+    assert_same(sums(&setup, &[batch(&setup, &[0, 1, 2, 3, 4, 5])]), &apart, 5e-6);
+    assert_same(sums(&setup, &[batch(&setup, &[4, 1, 5, 0, 3, 2])]), &apart, 5e-6);
     // The dropout is there, and it is that of the sample, not of the place.
     let renamed = batch(&setup, &[0, 1, 2, 3, 4, 5]);
     let renamed = Batch { samples: vec![9, 1, 2, 3, 4, 5], ..renamed };
