@@ -4,7 +4,16 @@
 //! read to f32. `x·Wᵀ` and `dy·W` both read the one copy, also where a file stores the transpose
 //! (GPT-2's Conv1D).
 
-use std::{fmt, fs::File, ops::Range, path::Path, sync::Arc};
+use std::{
+    fmt,
+    fs::File,
+    ops::Range,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
@@ -19,6 +28,8 @@ use crate::{
 pub struct MappedFile {
     map: Mmap,
     path: String,
+    /// Whether pages are given back each time they have been read.
+    passing: AtomicBool,
 }
 
 impl MappedFile {
@@ -30,7 +41,7 @@ impl MappedFile {
         let shown = path.display().to_string();
         let map = File::open(path).and_then(|f| map(&f));
         match map {
-            Ok(map) => Ok(Arc::new(Self { map, path: shown })),
+            Ok(map) => Ok(Arc::new(Self { map, path: shown, passing: AtomicBool::new(false) })),
             Err(source) => Err(Error::Map { path: shown, source }),
         }
     }
@@ -38,6 +49,13 @@ impl MappedFile {
     /// The file's bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.map
+    }
+
+    /// From now on, gives the pages of a weight back to the system each time an operation has read
+    /// it: of a large model, one weight at a time is resident. The system still caches the file, so
+    /// that reading it again costs little as long as there is memory to spare.
+    pub fn release_after_reading(&self) {
+        self.passing.store(true, Ordering::Relaxed);
     }
 
     /// Says that these bytes won't be read soon, so that their pages needn't stay in memory.
@@ -315,11 +333,15 @@ impl Weight {
             Storage::Mapped { file, start, dtype } => {
                 let end = start + self.elem_count() * dtype.size_in_bytes();
                 let bytes = file.bytes().get(*start..end).unwrap_or_default();
-                Ok(f(match dtype {
+                let found = f(match dtype {
                     DType::BF16 => Elements::Bf16(cast(bytes)),
                     DType::F16 => Elements::F16(cast(bytes)),
                     _ => Elements::F32(cast(bytes)),
-                }))
+                });
+                if file.passing.load(Ordering::Relaxed) {
+                    file.release(*start, bytes.len());
+                }
+                Ok(found)
             }
             Storage::Tensor(t) => match t.dtype() {
                 DType::F32 => Ok(f(Elements::F32(&F32::of("weight", t)?))),

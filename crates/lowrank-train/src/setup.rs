@@ -116,6 +116,10 @@ fn task_of(plan: &Plan, lora: &LoraPlan) -> Result<Task> {
     Ok(task)
 }
 
+/// Bytes of weights above which a run holds them in memory only while it reads them: below, there
+/// is little to win.
+const RELEASED: usize = 1_000_000_000;
+
 fn open_model(plan: &Plan, task: Task, rows: &Rows) -> Result<Model> {
     let problem_type =
         rows.labels.as_ref().filter(|_| task == Task::SeqCls).map(|l| match l.problem_type {
@@ -134,6 +138,7 @@ fn open_model(plan: &Plan, task: Task, rows: &Rows) -> Result<Model> {
         problem_type,
         overrides: [rope_scaling(plan)?, balance(plan)].concat(),
         seed: plan.train.seed,
+        release_weights_above: Some(RELEASED),
     };
     let model = Model::open(&plan.model.model_name_or_path, &options)?;
     if plan.model.moe_aux_loss_coef.is_some() && !model.network().has_penalty() {

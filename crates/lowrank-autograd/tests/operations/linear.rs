@@ -183,6 +183,28 @@ pub(crate) fn temporary_file() -> PathBuf {
 }
 
 #[test]
+fn a_weight_that_is_released_after_reading_is_read_again() {
+    let w = normal(7, &[&[300, 40]]).remove(0); // several pages, not all of them whole
+    let path = temporary_file();
+    let numbers = w.flatten_all().and_then(|w| w.to_vec1::<f32>()).expect("numbers");
+    let bytes: Vec<u8> = numbers.iter().flat_map(|v| v.to_le_bytes()).collect();
+    fs::write(&path, bytes).expect("a temporary file");
+    let file = MappedFile::open(&path).expect("mapped");
+    fs::remove_file(&path).expect("the temporary file");
+    let weight = Weight::mapped(&file, 0, w.dims(), DType::F32).expect("a weight");
+    let x = Value::constant(normal(8, &[&[3, 40]]).remove(0));
+    let run = || {
+        let y = ops::linear(&x, ops::Matrix::Frozen(&weight), None, Vec::new()).expect("a product");
+        y.data().to_vec2::<f32>().expect("numbers")
+    };
+    let kept = run();
+    file.release_after_reading();
+    for _ in 0..3 {
+        assert_eq!(run(), kept);
+    }
+}
+
+#[test]
 fn a_clone_of_a_weight_keeps_its_file_mapped() {
     let w = normal(1, &[&[3, 2]]).remove(0);
     let weight = Arc::new(weight(&w, Place::File, false)).as_ref().clone();
