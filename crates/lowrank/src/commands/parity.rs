@@ -145,7 +145,7 @@ fn train(
     let parameters = model.trainable();
     let settings =
         AdamWSettings { weight_decay: 0.01, decay_all: true, ..AdamWSettings::default() };
-    let mut optimizer = AdamW::new(parameters.clone(), settings);
+    let mut optimizer = AdamW::new(parameters.clone(), settings)?;
     let mut losses = Vec::with_capacity(STEPS);
     for step in 0..STEPS {
         let loss = Sft.loss(model.model(), batch, &Passes::recording(model))?;
