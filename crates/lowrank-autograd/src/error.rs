@@ -21,6 +21,8 @@ pub enum Error {
     NothingToDifferentiate,
     #[error("`{op}` was differentiated twice; its saved tensors are gone after the first pass")]
     AlreadyDifferentiated { op: &'static str },
+    #[error("device `{name}`: {what}")]
+    Device { name: String, what: String },
     #[error("`{path}`: cannot map the file: {source}")]
     Map { path: String, source: std::io::Error },
     #[error("`{path}`: tensor bytes {start}..{end} lie outside the file of {len} bytes")]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor};
 
-use crate::{ParameterId, Result, kernels};
+use crate::{ParameterId, Result, composed, kernels};
 
 /// The sum of gradients so far, f32, one buffer for each parameter that received any.
 #[derive(Debug, Default)]
@@ -20,7 +20,10 @@ impl Gradients {
 
     /// Adds `gradient` to the parameter's buffer, in place once there is one.
     pub(crate) fn add(&mut self, id: ParameterId, gradient: &Tensor) -> Result<()> {
-        match self.buffers.get(&id) {
+        match self.buffers.get_mut(&id) {
+            Some(buffer) if composed::device([&*buffer]).is_some() => {
+                *buffer = composed::added(buffer, gradient)?;
+            }
             Some(buffer) => kernels::elementwise::add_assign(buffer, &gradient.contiguous()?)?,
             None => {
                 // A copy of its own: the incoming tensor may share storage with another's.
@@ -45,13 +48,22 @@ impl Gradients {
     pub fn global_norm(&self) -> Result<f64> {
         let mut sum = 0.0;
         for buffer in self.buffers.values() {
-            sum += kernels::elementwise::sum_of_squares(buffer)?;
+            sum += match composed::device([buffer]) {
+                Some(_) => composed::square_sum(buffer)?,
+                None => kernels::elementwise::sum_of_squares(buffer)?,
+            };
         }
         Ok(sum.sqrt())
     }
 
-    /// Multiplies everything by `factor`, in place.
+    /// Multiplies everything by `factor`.
     pub fn scale(&mut self, factor: f32) -> Result<()> {
-        self.buffers.values().try_for_each(|b| kernels::elementwise::scale_assign(b, factor))
+        for buffer in self.buffers.values_mut() {
+            match composed::device([&*buffer]) {
+                Some(_) => *buffer = composed::scaled(buffer, factor)?,
+                None => kernels::elementwise::scale_assign(buffer, factor)?,
+            }
+        }
+        Ok(())
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use half::bf16;
 
 use crate::{
@@ -11,19 +11,43 @@ use crate::{
     kernels::{
         F32,
         elementwise::{narrowed, widened},
-        tensor,
+        elsewhere, tensor,
     },
     weight::Elements,
 };
 
 /// Where the bf16 version of a value is put once an operation keeps it; all that do share it.
-pub(crate) type Half = Arc<OnceLock<Arc<Vec<bf16>>>>;
+pub(crate) type Half = Arc<Narrow>;
+
+/// A value's bf16 version: as kernels or as candle's operations read it.
+#[derive(Debug, Default)]
+pub(crate) struct Narrow {
+    elements: OnceLock<Arc<Vec<bf16>>>,
+    tensor: OnceLock<Tensor>,
+}
+
+impl Narrow {
+    /// Its elements, if an operation keeps them already.
+    pub(crate) fn get(&self) -> Option<&Arc<Vec<bf16>>> {
+        self.elements.get()
+    }
+
+    /// Its elements, which `narrow` makes if none are kept yet.
+    pub(crate) fn get_or_init(&self, narrow: impl FnOnce() -> Arc<Vec<bf16>>) -> &Arc<Vec<bf16>> {
+        self.elements.get_or_init(narrow)
+    }
+}
 
 /// A tensor kept for the backward pass.
 #[derive(Debug)]
 pub(crate) enum Kept {
     Whole(Tensor),
-    Half { elements: Arc<Vec<bf16>>, shape: Vec<usize> },
+    Half {
+        elements: Arc<Vec<bf16>>,
+        shape: Vec<usize>,
+    },
+    /// bf16, by candle's operations.
+    Composed(Tensor),
 }
 
 impl Kept {
@@ -38,6 +62,17 @@ impl Kept {
         }
     }
 
+    /// Keeps a value that has been read as `data` by candle's operations.
+    pub(crate) fn composed(value: &Value, data: &Tensor) -> Self {
+        let Some(place) = value.half().map(|half| &half.tensor) else {
+            return Self::Whole(data.clone());
+        };
+        match place.get().cloned().map_or_else(|| data.to_dtype(DType::BF16), Ok) {
+            Ok(narrow) => Self::Composed(place.get_or_init(|| narrow).clone()),
+            Err(_) => Self::Whole(data.clone()), // what fails here fails again where it is noticed
+        }
+    }
+
     /// Its elements as they lie, for a kernel that reads them in pieces.
     ///
     /// # Errors
@@ -46,6 +81,7 @@ impl Kept {
         match self {
             Self::Whole(tensor) => Ok(Read::Whole(F32::of(op, tensor)?)),
             Self::Half { elements, .. } => Ok(Read::Half(elements)),
+            Self::Composed(_) => Err(elsewhere(op)),
         }
     }
 
@@ -56,6 +92,7 @@ impl Kept {
     pub(crate) fn tensor(&self) -> Result<Tensor> {
         match self {
             Self::Whole(tensor) => Ok(tensor.clone()),
+            Self::Composed(narrow) => Ok(narrow.to_dtype(DType::F32)?),
             Self::Half { elements, shape } => tensor(widened(elements), shape),
         }
     }

@@ -7,7 +7,7 @@ use std::ops::Deref;
 
 use candle_core::{DType, Device, Storage, StorageRef, Tensor};
 
-use crate::{Error, Result};
+use crate::{Error, Result, composed::composes_on_cpu};
 
 pub(crate) mod activation;
 pub mod adamw;
@@ -36,6 +36,9 @@ impl<'a> F32<'a> {
             let (what, found) = ("an operand", tensor.dtype());
             return Err(Error::Dtype { op, what, found, must_be: "f32" });
         }
+        if composes_on_cpu() {
+            return Err(elsewhere(op));
+        }
         let (storage, layout) = tensor.storage_and_layout();
         let Some((start, end)) = layout.contiguous_offsets() else {
             let message = format!("`{op}`: a contiguous operand was expected");
@@ -43,10 +46,7 @@ impl<'a> F32<'a> {
         };
         match &*storage {
             Storage::Cpu(cpu) if cpu.as_slice::<f32>()?.len() >= end => {}
-            _ => {
-                let message = format!("`{op}`: an operand on the CPU was expected");
-                return Err(candle_core::Error::Msg(message).into());
-            }
+            _ => return Err(elsewhere(op)),
         }
         Ok(Self { storage, start, len: end - start })
     }
@@ -65,6 +65,12 @@ impl Deref for F32<'_> {
             _ => &[],
         }
     }
+}
+
+/// What kernels say of operands that they can't read.
+pub(crate) fn elsewhere(op: &'static str) -> Error {
+    let message = format!("`{op}` has no version for this device yet: it runs on the CPU alone");
+    candle_core::Error::Msg(message).into()
 }
 
 /// A new tensor of computed elements.

@@ -7,6 +7,8 @@
 //! Layout throughout: activations are f32, `[tokens, features]`, sequences packed end to end
 //! without padding; [`ops::Span`] says where each one lies.
 
+mod composed;
+mod device;
 mod error;
 mod gradients;
 mod kept;
@@ -21,6 +23,8 @@ mod tape;
 mod value;
 mod weight;
 
+pub use composed::compose_on_cpu;
+pub use device::{PLACEMENTS, Placement};
 pub use error::{Error, Result};
 pub use gradients::Gradients;
 pub use parameter::{Parameter, ParameterId};

@@ -64,7 +64,7 @@ impl Parameter {
         self.0.data.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Replaces the tensor by another of the same shape.
+    /// Replaces the tensor by another of the same shape; it stays on its device.
     ///
     /// # Errors
     /// [`crate::Error::Shape`] when the shapes differ.
@@ -78,7 +78,7 @@ impl Parameter {
                 must_be: format!("{:?} as `{}` is", place.dims(), self.0.name),
             });
         }
-        *place = data.to_dtype(DType::F32)?.force_contiguous()?;
+        *place = data.to_dtype(DType::F32)?.to_device(place.device())?.force_contiguous()?;
         Ok(())
     }
 

@@ -16,7 +16,7 @@ use std::{
 use candle_core::Tensor;
 
 use crate::{
-    Error, Gradients, ParameterId, Result, Value,
+    Error, Gradients, ParameterId, Result, Value, composed,
     kernels::elementwise::{add_assign, combine},
     profile,
 };
@@ -139,7 +139,9 @@ fn add_pending(
         }
         Entry::Occupied(mut place) => {
             let sum = place.get_mut();
-            if sum.own {
+            if composed::device([&sum.gradient]).is_some() {
+                sum.gradient = composed::added(&sum.gradient, &gradient)?;
+            } else if sum.own {
                 add_assign(&sum.gradient, &gradient.contiguous()?)?;
             } else {
                 sum.gradient = combine("add", &sum.gradient, &gradient, |a, b| a + b)?;

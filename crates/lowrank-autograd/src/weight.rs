@@ -216,11 +216,11 @@ impl Weight {
             return Self::stacked(parts, &self.shape);
         }
         let shape = self.stored_shape();
-        let narrowed = self.with_elements(|elements| match (elements, dtype) {
+        let narrowed = match (self.device(), self.dtype(), dtype) {
             // Without a copy in between, for which there may be no room.
-            (Elements::F32(data), DType::BF16) => Some(narrowed(data)),
+            (Device::Cpu, DType::F32, DType::BF16) => Some(self.narrowed()?),
             _ => None,
-        })?;
+        };
         let tensor = match narrowed {
             Some(data) => Tensor::from_vec(data, shape, &Device::Cpu)?,
             None => self.as_stored()?.to_dtype(dtype)?,
@@ -230,6 +230,51 @@ impl Weight {
         }
         let weight = Self::from_tensor(&tensor)?;
         Ok(if self.transposed { weight.transpose() } else { weight })
+    }
+
+    fn narrowed(&self) -> Result<Vec<bf16>> {
+        self.with_elements(|elements| match elements {
+            Elements::F32(data) => narrowed(data),
+            Elements::Bf16(data) => data.to_vec(),
+            Elements::F16(data) => data.iter().map(|v| bf16::from_f32(v.to_f32())).collect(),
+        })
+    }
+
+    /// The device in whose memory it lies; what is mapped lies in the processor's.
+    pub fn device(&self) -> Device {
+        match &self.storage {
+            Storage::Mapped { .. } => Device::Cpu,
+            Storage::Tensor(t) => t.device().clone(),
+            Storage::Stack(parts) => parts.first().map_or(Device::Cpu, Self::device),
+        }
+    }
+
+    /// The same numbers in the same dtype in a device's memory; nothing is copied if they lie there.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        if self.device().same_device(device) {
+            return Ok(self.clone());
+        }
+        let storage = match &self.storage {
+            Storage::Stack(parts) => {
+                let parts = parts.iter().map(|part| part.to_device(device));
+                Storage::Stack(parts.collect::<Result<_>>()?)
+            }
+            Storage::Tensor(_) | Storage::Mapped { .. } => {
+                Storage::Tensor(self.as_stored()?.to_device(device)?)
+            }
+        };
+        if let Storage::Mapped { file, start, dtype } = &self.storage {
+            file.release(*start, self.elem_count() * dtype.size_in_bytes());
+        }
+        Ok(Self { storage, ..self.clone() })
+    }
+
+    /// The tensor of [`Weight::dims`] on a device, in its own dtype.
+    pub(crate) fn on(&self, device: &Device) -> Result<Tensor> {
+        Ok(self.to_tensor()?.to_device(device)?)
     }
 
     /// The same memory read as the transposed matrix: `[in, out]` in the file, `[out, in]` here.

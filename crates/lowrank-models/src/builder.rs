@@ -8,14 +8,14 @@ use std::{
     sync::Arc,
 };
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use lowrank_autograd::{Key, Weight, ops, random};
 use lowrank_peft::{
     BaseTensor, Modules,
     layers::{Embedding, Layer, Linear, LinearKind, Norm, NormKind},
 };
 
-use crate::{Architecture, Error, Result, Task, Weights};
+use crate::{Architecture, Error, Result, Task, WeightPlace, Weights};
 
 mod bare;
 mod experts;
@@ -71,8 +71,7 @@ struct Shared {
     weights: Weights,
     architecture: &'static Architecture,
     fresh: FreshInit,
-    /// Weights are converted to this when they are loaded; `None` leaves them as they lie.
-    dtype: Option<DType>,
+    place: WeightPlace,
     state: RefCell<Built>,
 }
 
@@ -94,10 +93,10 @@ impl Builder {
         architecture: &'static Architecture,
         task: Task,
         fresh: FreshInit,
-        dtype: Option<DType>,
+        place: WeightPlace,
     ) -> Self {
         let (base, state) = (architecture.base_for(task).to_owned(), RefCell::default());
-        let shared = Shared { weights, architecture, fresh, dtype, state };
+        let shared = Shared { weights, architecture, fresh, place, state };
         Self { shared: Rc::new(shared), path: String::new(), filed: None, base }
     }
 
@@ -228,7 +227,7 @@ impl Builder {
         let weight: Vec<f32> =
             normals.iter().map(|v| (f64::from(*v) * init.deviation) as f32).collect();
         let weight = Tensor::from_vec(weight, (out, input), &Device::Cpu)?;
-        let weight = BaseTensor::new(weight_name.clone(), Weight::from_tensor(&weight)?);
+        let weight = BaseTensor::new(weight_name.clone(), self.made(&weight)?);
         self.built().fresh.push(weight_name);
         let bias = bias.then(|| self.fresh_vector(format!("{path}.bias"), out, 0.0));
         Ok(self.register_linear(&path, LinearKind::Linear, weight, bias.transpose()?))
@@ -252,7 +251,7 @@ impl Builder {
     fn fresh_vector(&self, name: String, len: usize, value: f32) -> Result<BaseTensor> {
         let data = Tensor::full(value, len, &Device::Cpu)?;
         self.built().fresh.push(name.clone());
-        Ok(BaseTensor::widened(name, &Weight::from_tensor(&data)?)?)
+        Ok(BaseTensor::widened(name, &self.made(&data)?)?)
     }
 
     /// An embedding, `[rows, dim]`.
@@ -314,7 +313,7 @@ impl Builder {
     /// # Errors
     /// Those of the allocation.
     pub fn plain_layer_norm(&self, name: &str, dim: usize, eps: f64) -> Result<Norm> {
-        let ones = Weight::from_tensor(&Tensor::full(1f32, dim, &Device::Cpu)?)?;
+        let ones = self.made(&Tensor::full(1f32, dim, &Device::Cpu)?)?;
         let weight = BaseTensor::buffer(self.join(name), &ones)?;
         Ok(Norm::new(NormKind::Layer, weight, None, eps))
     }
@@ -367,10 +366,16 @@ impl Builder {
         };
         let weight = self.shared.weights.get(&found, shape)?;
         self.built().used.insert(found);
-        match self.shared.dtype {
-            Some(dtype) => Ok(weight.to_dtype(dtype)?),
-            None => Ok(weight),
-        }
+        let weight = match self.shared.place.dtype {
+            Some(dtype) => weight.to_dtype(dtype)?,
+            None => weight,
+        };
+        Ok(weight.to_device(&self.shared.place.device)?)
+    }
+
+    /// A weight that no file has.
+    fn made(&self, tensor: &Tensor) -> Result<Weight> {
+        Ok(Weight::from_tensor(tensor)?.to_device(&self.shared.place.device)?)
     }
 
     /// The name under which files have a tensor of this place, if it isn't the model's own.

@@ -37,4 +37,4 @@ pub use save::{SaveOptions, Saved, Shard};
 pub use sequences::{Given, Input, Padded, Sequences};
 pub use task::Task;
 pub use task_heads::Head;
-pub use weights::Weights;
+pub use weights::{WeightPlace, Weights};

@@ -5,13 +5,13 @@ use std::{
     sync::Arc,
 };
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use lowrank_autograd::Value;
 use lowrank_peft::{Modules, Pass};
 
 use crate::{
     Architecture, Builder, Config, Context, Family, FreshInit, Head, Input, Network, Result, Task,
-    Weights,
+    WeightPlace, Weights,
 };
 
 /// What is asked of a folder that is opened.
@@ -27,6 +27,8 @@ pub struct OpenOptions {
     pub problem_type: Option<ProblemType>,
     /// Fields that replace those of `config.json`.
     pub overrides: Vec<(String, serde_json::Value)>,
+    /// Where the model lies and runs; by default the processor's memory.
+    pub device: Option<Device>,
     /// Seed of heads that start fresh.
     pub seed: u64,
     /// Mapped weights of more bytes than this stay in memory only while they are read, which costs
@@ -127,7 +129,7 @@ impl Model {
         if let Some(limit) = options.release_weights_above {
             weights.release_above(limit);
         }
-        let builder = Builder::new(weights, architecture, task, fresh, options.dtype);
+        let builder = Builder::new(weights, architecture, task, fresh, place_of(options));
         let (network, head) = (architecture.build)(&config, task, &builder)?;
         let (built, unused) = builder.finish();
         Ok(Self {
@@ -233,6 +235,11 @@ impl Model {
         let context = Context { cache: None, encoded: Some(&encoded) };
         Ok(self.network.forward(target, context, target_pass)?)
     }
+}
+
+fn place_of(options: &OpenOptions) -> WeightPlace {
+    let device = options.device.clone().unwrap_or(Device::Cpu);
+    WeightPlace { dtype: options.dtype, device }
 }
 
 /// Writes the asked-for labels and problem type into the config, so that they go where it goes.

@@ -14,6 +14,15 @@ use safetensors::{Dtype, SafeTensors};
 
 use crate::{Error, Result};
 
+/// How and where a model's weights are held.
+#[derive(Clone, Debug)]
+pub struct WeightPlace {
+    /// They are converted to this when they are loaded; `None` leaves them as they lie.
+    pub dtype: Option<DType>,
+    /// They are copied there, unless that is the processor's memory, where they stay mapped.
+    pub device: Device,
+}
+
 /// One file, or all shards, of a folder: where each tensor lies.
 #[derive(Debug)]
 pub struct Weights {

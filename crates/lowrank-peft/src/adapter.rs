@@ -206,6 +206,7 @@ impl Adapter {
                 Source::Fresh(key) => self.fresh(layer, target, key.with(random::site(path)))?,
                 Source::File { tensors, .. } => take(tensors, &names)?,
             };
+            let tensors = tensors.on(&layer.device())?;
             let lora = LoraLayer::new(path, names, &tensors, shape)?;
             layer.set_adapter(&self.name, lora);
         }
@@ -425,7 +426,8 @@ fn set_saved_embeddings(
                     must_be: before.dims().to_vec(),
                 });
             }
-            place.set_weight(Weight::from_tensor(&tensor.to_dtype(before.dtype())?)?);
+            let tensor = tensor.to_dtype(before.dtype())?.to_device(before.device())?;
+            place.set_weight(Weight::from_tensor(&tensor)?);
         }
     }
     Ok(())

@@ -196,7 +196,7 @@ impl BaseTensor {
         data: Option<&Tensor>,
     ) -> Result<Parameter> {
         let data = match data {
-            Some(data) => data.clone(),
+            Some(data) => data.to_device(&self.weight().device())?,
             None => self.to_saved()?,
         };
         let parameter = Parameter::new(name, &data)?;

@@ -8,6 +8,7 @@ mod norm;
 mod slots;
 mod stack;
 
+use candle_core::Device;
 use lowrank_autograd::Result;
 
 pub use bare::Bare;
@@ -43,6 +44,11 @@ impl Layer {
             Self::Stack(s) => vec![s.weight()],
             Self::Bare(b) => vec![b.tensor()],
         }
+    }
+
+    /// The device that it lies on.
+    pub fn device(&self) -> Device {
+        self.tensors().first().map_or(Device::Cpu, |tensor| tensor.weight().device())
     }
 
     /// The low-rank adapter of this name, if the layer has it.

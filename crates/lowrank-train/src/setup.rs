@@ -15,9 +15,7 @@ use crate::{
     Collator, Error, Loader, Order, Result, Rows, data_options,
     objectives::MaskedWords,
     prepare::rows,
-    recipe::plan::{
-        self, Device, Duration, LoraPlan, MethodPlan, Plan, RopeScaling, Stage, WeightDtype,
-    },
+    recipe::plan::{self, Duration, LoraPlan, MethodPlan, Plan, RopeScaling, Stage, WeightDtype},
 };
 
 /// Everything a run needs.
@@ -45,11 +43,7 @@ impl Setup {
     /// # Errors
     /// When anything is missing or wrong; nothing has been written then.
     pub fn new(plan: &Plan, now: DateTime) -> Result<Self> {
-        if plan.model.device != Device::Cpu {
-            let what =
-                "`device: cuda` needs a build with the feature `cuda`, which doesn't exist yet";
-            return Err(Error::Setup(what.to_owned()));
-        }
+        let device = plan.model.device.open()?; // before the data is read
         let MethodPlan::Lora(lora) = &plan.method;
         let folder = &plan.model.model_name_or_path;
         let task = task_of(plan, lora)?;
@@ -57,7 +51,7 @@ impl Setup {
         let options = data_options(plan, now)?;
         let rows = rows(plan, task, &options, tokenizer.clone())?;
         let mut remarks = Vec::new();
-        let model = open_model(plan, task, &rows)?;
+        let model = open_model(plan, task, &rows, device)?;
         remarks.extend(about_model(&model));
         let model = with_adapter(model, plan, lora, task, &mut remarks)?;
         let vocabulary = model.model().text_config()?.size_or("vocab_size", usize::MAX)?;
@@ -120,7 +114,7 @@ fn task_of(plan: &Plan, lora: &LoraPlan) -> Result<Task> {
 /// is little to win.
 const RELEASED: usize = 1_000_000_000;
 
-fn open_model(plan: &Plan, task: Task, rows: &Rows) -> Result<Model> {
+fn open_model(plan: &Plan, task: Task, rows: &Rows, device: candle_core::Device) -> Result<Model> {
     let problem_type =
         rows.labels.as_ref().filter(|_| task == Task::SeqCls).map(|l| match l.problem_type {
             lowrank_data::ProblemType::Regression => ProblemType::Regression,
@@ -137,6 +131,7 @@ fn open_model(plan: &Plan, task: Task, rows: &Rows) -> Result<Model> {
         labels: rows.labels.as_ref().map(|l| l.names.clone()),
         problem_type,
         overrides: [rope_scaling(plan)?, balance(plan)].concat(),
+        device: Some(device),
         seed: plan.train.seed,
         release_weights_above: Some(RELEASED),
     };

@@ -115,7 +115,7 @@ impl<'a> Trainer<'a> {
             weight_decay: adamw.weight_decay,
             decay_all: false,
         };
-        let mut optimizer = AdamW::new(setup.model.trainable(), settings);
+        let mut optimizer = AdamW::new(setup.model.trainable(), settings)?;
         let mut state = RunState::new(plan, &setup.fingerprint);
         let found = find(plan, observer)?;
         let mut log = Output::first_log(plan, &setup);

@@ -41,12 +41,23 @@ pub(crate) struct ModelArgs {
     /// Convert the weights when they are loaded; by default they keep their dtype
     #[arg(long, value_enum)]
     pub(crate) dtype: Option<Dtype>,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
 }
 
 impl ModelArgs {
     pub(crate) fn source(&self) -> anyhow::Result<ModelSource> {
-        ModelSource::new(&self.model, &self.adapters, self.dtype.map(DType::from))
+        let source = ModelSource::new(&self.model, &self.adapters, self.dtype.map(DType::from))?;
+        Ok(source.on(self.device.device))
     }
+}
+
+/// The flag that names a device.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub(crate) struct DeviceArgs {
+    /// Where the model runs: cpu, cuda (the first NVIDIA GPU) or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    pub(crate) device: Device,
 }
 
 /// A base model and its adapters, not opened yet.
@@ -57,6 +68,7 @@ pub(crate) struct ModelSource {
     /// Adapter folders with the names that the adapters get.
     pub(crate) adapters: Vec<(String, PathBuf)>,
     dtype: Option<DType>,
+    device: Device,
 }
 
 impl ModelSource {
@@ -81,14 +93,11 @@ impl ModelSource {
                 )
             })?;
         }
-        Ok(Self { folder, adapters: named(folders), dtype })
+        Ok(Self { folder, adapters: named(folders), dtype, device: Device::Cpu })
     }
 
     /// The model of a recipe.
     pub(crate) fn of_plan(plan: &ModelPlan) -> anyhow::Result<Self> {
-        if plan.device != Device::Cpu {
-            bail!("`device: cuda` needs a build with the feature `cuda`; write `device: cpu`");
-        }
         if plan.rope_scaling.is_some() {
             bail!("`rope_scaling` isn't implemented here; write it into the model's config.json");
         }
@@ -97,7 +106,12 @@ impl ModelSource {
             WeightDtype::F32 => Some(DType::F32),
             WeightDtype::Bf16 => Some(DType::BF16),
         };
-        Self::new(&plan.model_name_or_path, &plan.adapters, dtype)
+        Ok(Self::new(&plan.model_name_or_path, &plan.adapters, dtype)?.on(plan.device))
+    }
+
+    /// The same on another device.
+    pub(crate) fn on(self, device: Device) -> Self {
+        Self { device, ..self }
     }
 
     /// The same with another dtype.
@@ -168,6 +182,7 @@ impl ModelSource {
         let options = OpenOptions {
             task: Some(task),
             dtype: self.dtype,
+            device: Some(self.device.open()?),
             problem_type: labels.as_ref().and_then(|l| l.problem_type),
             labels: labels.map(|l| l.names),
             ..OpenOptions::default()

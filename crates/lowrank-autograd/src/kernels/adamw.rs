@@ -3,11 +3,11 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
+use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Tensor};
 use rayon::prelude::*;
 
 use super::{F32, check_dims, elementwise::slice_mut, simd::vectorized};
-use crate::{Parameter, Result};
+use crate::{Parameter, Result, composed};
 
 /// Elements of a task.
 const PIECE: usize = 4096;
@@ -31,21 +31,67 @@ pub struct AdamWUpdate {
     pub epsilon: f32,
 }
 
-impl AdamWUpdate {
-    /// Updates `parameter` and its moments. The parameter's tensor changes where it lies: whoever
-    /// shares it sees the new numbers.
+/// The running means of a parameter's gradient and of its square, f32, where the parameter lies.
+#[derive(Debug)]
+pub struct Moments(Place);
+
+#[derive(Debug)]
+enum Place {
+    /// As a kernel updates them.
+    Here {
+        mean: Vec<f32>,
+        square: Vec<f32>,
+    },
+    Elsewhere {
+        mean: Tensor,
+        square: Tensor,
+    },
+}
+
+impl Moments {
+    /// Those of a parameter before its first update.
     ///
     /// # Errors
-    /// When gradient or moments don't have the parameter's size.
-    pub fn apply(
-        self,
-        parameter: &Parameter,
-        gradient: &Tensor,
-        mean: &mut [f32],
-        square: &mut [f32],
-    ) -> Result<()> {
+    /// Those of the device.
+    pub fn new(parameter: &Parameter) -> Result<Self> {
         let data = parameter.data();
-        check_dims("adamw", "the gradient", gradient, data.dims())?;
+        Ok(Self(match composed::device([&data]) {
+            Some(_) => Place::Elsewhere { mean: data.zeros_like()?, square: data.zeros_like()? },
+            None => {
+                let zeros = vec![0.0; data.elem_count()];
+                Place::Here { mean: zeros.clone(), square: zeros }
+            }
+        }))
+    }
+
+    /// Numbers in each of the two.
+    fn len(&self) -> usize {
+        match &self.0 {
+            Place::Here { mean, .. } => mean.len(),
+            Place::Elsewhere { mean, .. } => mean.elem_count(),
+        }
+    }
+
+    /// Mean and mean square, for a checkpoint.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn to_vecs(&self) -> Result<[Vec<f32>; 2]> {
+        match &self.0 {
+            Place::Here { mean, square } => Ok([mean.clone(), square.clone()]),
+            Place::Elsewhere { mean, square } => {
+                let numbers = |t: &Tensor| t.flatten_all()?.to_vec1();
+                Ok([numbers(mean)?, numbers(square)?])
+            }
+        }
+    }
+
+    /// Takes up what a checkpoint holds for `parameter`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] when it isn't as many numbers.
+    pub fn restore(parameter: &Parameter, [mean, square]: [Vec<f32>; 2]) -> Result<Self> {
+        let data = parameter.data();
         for (what, moment) in [("the mean", &mean), ("the mean square", &square)] {
             if moment.len() != data.elem_count() {
                 let (op, found) = ("adamw", vec![moment.len()]);
@@ -53,6 +99,43 @@ impl AdamWUpdate {
                 return Err(crate::Error::Shape { op, what, found, must_be });
             }
         }
+        Ok(Self(match composed::device([&data]) {
+            None => Place::Here { mean, square },
+            Some(device) => {
+                let there = |v: Vec<f32>| {
+                    Tensor::from_vec(v, data.dims(), &Device::Cpu)?.to_device(&device)
+                };
+                Place::Elsewhere { mean: there(mean)?, square: there(square)? }
+            }
+        }))
+    }
+}
+
+impl AdamWUpdate {
+    /// Updates `parameter` and its moments. In the processor's memory the parameter's tensor changes
+    /// where it lies: whoever shares it sees the new numbers.
+    ///
+    /// # Errors
+    /// When gradient or moments don't have the parameter's size.
+    pub fn apply(
+        self,
+        parameter: &Parameter,
+        gradient: &Tensor,
+        moments: &mut Moments,
+    ) -> Result<()> {
+        let data = parameter.data();
+        check_dims("adamw", "the gradient", gradient, data.dims())?;
+        if moments.len() != data.elem_count() {
+            let (op, what, found) = ("adamw", "the moments", vec![moments.len()]);
+            let must_be = format!("{} numbers each", data.elem_count());
+            return Err(crate::Error::Shape { op, what, found, must_be });
+        }
+        let (mean, square) = match &mut moments.0 {
+            Place::Here { mean, square } => (mean, square),
+            Place::Elsewhere { mean, square } => {
+                return composed::update(self, parameter, gradient, [mean, square]);
+            }
+        };
         let gradient = gradient.contiguous()?;
         let gradient = &F32::of("adamw", &gradient)?;
         let fused = Fused { numbers: self, gradient, moments: Mutex::new((mean, square)) };
@@ -125,8 +208,9 @@ mod tests {
         let product = ops::mul(&parameter.value(true), &Value::constant(tensor(&g))).unwrap();
         ops::sum_all(&product).unwrap().backward(1.0, &mut gradients).unwrap();
         let gradient = gradients.get(parameter.id()).unwrap();
-        let (mut mean, mut square) = (m.clone(), v.clone());
-        n.apply(&parameter, gradient, &mut mean, &mut square).unwrap();
+        let mut moments = Moments::restore(&parameter, [m.clone(), v.clone()]).unwrap();
+        n.apply(&parameter, gradient, &mut moments).unwrap();
+        let [mean, square] = moments.to_vecs().unwrap();
         for i in 0..N {
             p[i] *= n.keep;
             m[i] += (g[i] - m[i]) * n.new_mean;
@@ -152,7 +236,9 @@ mod tests {
             epsilon: 1e-8,
         };
         let apply = |gradient: usize, mean: usize, square: usize| {
-            n.apply(&parameter, &tensor(gradient), &mut vec![0.0; mean], &mut vec![0.0; square])
+            let moments = [vec![0.0; mean], vec![0.0; square]];
+            let mut moments = Moments::restore(&parameter, moments)?;
+            n.apply(&parameter, &tensor(gradient), &mut moments)
         };
         assert!(apply(3, 3, 3).is_ok());
         assert!(apply(2, 3, 3).is_err() && apply(3, 2, 3).is_err() && apply(3, 3, 2).is_err());

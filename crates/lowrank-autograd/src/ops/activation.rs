@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use crate::{
-    Result, Value,
+    Result, Value, composed,
     kept::Kept,
     kernels::{F32, activation as kernel, check_dims, dims2, tensor},
     profile,
@@ -58,6 +58,9 @@ impl Activation {
 pub fn activation(x: &Value, f: Activation) -> Result<Value> {
     let _time = profile::scope("activation");
     const OP: &str = "activation";
+    if let Some(device) = composed::device([x.data()]) {
+        return composed::activation(x, f, &device);
+    }
     let x_data = x.data().contiguous()?;
     let elements = F32::of(OP, &x_data)?;
     let y = tensor(kernel::activation(f, &elements), x.dims())?;
@@ -80,6 +83,9 @@ pub fn gated(gate: &Value, up: &Value, f: Activation) -> Result<Value> {
     let _time = profile::scope("gated");
     const OP: &str = "gated";
     check_dims(OP, "the second operand", up.data(), gate.dims())?;
+    if let Some(device) = composed::device([gate.data(), up.data()]) {
+        return composed::gated(gate, up, f, &device);
+    }
     let (g_data, u_data) = (gate.data().contiguous()?, up.data().contiguous()?);
     let (g, u) = (F32::of(OP, &g_data)?, F32::of(OP, &u_data)?);
     let y = match Value::halves_to_fill([gate, up]) {
@@ -122,6 +128,9 @@ pub fn gated_halves(x: &Value, f: Activation) -> Result<Value> {
     let (n, width) = dims2(OP, "the input", x.data())?;
     let d = width / 2;
     check_dims(OP, "the input", x.data(), &[n, 2 * d])?;
+    if let Some(device) = composed::device([x.data()]) {
+        return composed::gated_halves(x, f, &device);
+    }
     let x_data = x.data().contiguous()?;
     let elements = F32::of(OP, &x_data)?;
     let y = tensor(kernel::gated_halves(f, &elements, n, d), &[n, d])?;

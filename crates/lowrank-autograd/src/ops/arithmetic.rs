@@ -4,9 +4,9 @@
 use candle_core::Tensor;
 
 use crate::{
-    Error, Result, Value,
+    Error, Result, Value, composed,
     kernels::{
-        F32, dims2,
+        F32, check_dims, dims2,
         elementwise::{column_sums, combine, map, scaled, sum},
         rows::gather,
         tensor,
@@ -20,6 +20,10 @@ use crate::{
 /// When the shapes differ.
 pub fn add(a: &Value, b: &Value) -> Result<Value> {
     let _time = profile::scope("add");
+    if let Some(device) = composed::device([a.data(), b.data()]) {
+        check_dims("add", "the second operand", b.data(), a.dims())?;
+        return composed::add(a, b, &device);
+    }
     let y = combine("add", a.data(), b.data(), |a, b| a + b)?;
     Ok(Value::record("add", y, [a, b], |_| |dy: Tensor| Ok([Some(dy.clone()), Some(dy)])))
 }
@@ -36,6 +40,9 @@ pub fn add_row(x: &Value, row: &Value) -> Result<Value> {
     if shape != [d] && shape != [1, d] {
         let must_be = format!("[{d}] or [1, {d}]");
         return Err(Error::Shape { op: OP, what: "the row", found: shape, must_be });
+    }
+    if let Some(device) = composed::device([x.data(), row.data()]) {
+        return composed::add_row(x, row, &device);
     }
     let (data, added) = (x.data().contiguous()?, row.data().contiguous()?);
     let y = {
@@ -63,6 +70,10 @@ pub fn add_row(x: &Value, row: &Value) -> Result<Value> {
 /// When the shapes differ.
 pub fn mul(a: &Value, b: &Value) -> Result<Value> {
     let _time = profile::scope("mul");
+    if let Some(device) = composed::device([a.data(), b.data()]) {
+        check_dims("mul", "the second operand", b.data(), a.dims())?;
+        return composed::mul(a, b, &device);
+    }
     let y = combine("mul", a.data(), b.data(), |a, b| a * b)?;
     Ok(Value::record("mul", y, [a, b], |[need_a, need_b]| {
         let b = need_a.then(|| b.data().clone());
@@ -81,6 +92,9 @@ pub fn mul(a: &Value, b: &Value) -> Result<Value> {
 /// When `x` isn't f32.
 pub fn scale(x: &Value, factor: f32) -> Result<Value> {
     let _time = profile::scope("scale");
+    if let Some(device) = composed::device([x.data()]) {
+        return composed::scale(x, factor, &device);
+    }
     let y = scaled("scale", x.data(), factor)?;
     Ok(Value::record("scale", y, [x], |_| {
         move |dy: Tensor| Ok([Some(scaled("scale", &dy, factor)?)])
@@ -93,6 +107,9 @@ pub fn scale(x: &Value, factor: f32) -> Result<Value> {
 /// When `x` isn't f32.
 pub fn shift(x: &Value, offset: f32) -> Result<Value> {
     let _time = profile::scope("shift");
+    if let Some(device) = composed::device([x.data()]) {
+        return composed::shift(x, offset, &device);
+    }
     let data = x.data().contiguous()?;
     let y = F32::of("shift", &data)?.iter().map(|x| x + offset).collect();
     let y = tensor(y, x.dims())?;
@@ -106,6 +123,9 @@ pub fn shift(x: &Value, offset: f32) -> Result<Value> {
 /// When `x` isn't f32.
 pub fn clip(x: &Value, limit: f32) -> Result<Value> {
     let _time = profile::scope("clip");
+    if let Some(device) = composed::device([x.data()]) {
+        return composed::clip(x, limit, &device);
+    }
     let data = x.data().contiguous()?;
     let elements = F32::of("clip", &data)?;
     let nearest = |x| {
@@ -148,6 +168,9 @@ pub fn reshape(x: &Value, shape: &[usize]) -> Result<Value> {
 /// When `x` isn't f32.
 pub fn sum_all(x: &Value) -> Result<Value> {
     let _time = profile::scope("sum_all");
+    if let Some(device) = composed::device([x.data()]) {
+        return composed::sum_all(x, &device);
+    }
     let shape = x.dims().to_vec();
     let data = x.data().contiguous()?;
     let y = tensor(vec![sum(&F32::of("sum_all", &data)?) as f32], &[])?;

@@ -9,7 +9,7 @@ use std::{ops::Range, sync::Arc};
 use candle_core::Tensor;
 
 use crate::{
-    Dropout, Error, Result, Value,
+    Dropout, Error, Result, Value, composed,
     kept::Kept,
     kernels::{
         F32,
@@ -87,6 +87,9 @@ pub fn attention(
     let _time = profile::scope(OP);
     check(q.data(), k.data(), v.data(), bias.map(Value::data), shape, spans)?;
     dropout.as_ref().map_or(Ok(()), |d| d.check(OP, q.dims()[0]))?;
+    if let Some(device) = composed::device([q.data(), k.data(), v.data()]) {
+        return composed::attention([q, k, v], bias, shape, spans, dropout, &device);
+    }
     let [q, k, v] = [q.contiguous()?, k.contiguous()?, v.contiguous()?];
     let bias = bias.map(Value::contiguous).transpose()?;
     let bias = bias.as_ref();
@@ -168,6 +171,8 @@ impl Tensors {
 pub struct KeyValues {
     keys: Vec<f32>,
     values: Vec<f32>,
+    /// In their place on another device.
+    elsewhere: Option<composed::Cache>,
 }
 
 impl KeyValues {
@@ -179,7 +184,13 @@ impl KeyValues {
 
     /// Rows held, for keys of `width` elements.
     fn len(&self, width: usize) -> usize {
-        self.keys.len() / width.max(1)
+        self.sizes()[0] / width.max(1)
+    }
+
+    /// Elements of keys and of values.
+    fn sizes(&self) -> [usize; 2] {
+        let here = [self.keys.len(), self.values.len()];
+        self.elsewhere.as_ref().map_or(here, composed::Cache::sizes)
     }
 }
 
@@ -202,6 +213,10 @@ pub fn attention_cached(
     let _time = profile::scope("attention_cached");
     let (kw, vw) = (shape.kv_heads * shape.head_dim, shape.kv_heads * shape.value_dim);
     check_caches(q, k, v, bias, shape, spans, caches)?;
+    if let Some(device) = composed::device([q, k, v]) {
+        let mut caches = caches.iter_mut().map(|cache| &mut cache.elsewhere).collect::<Vec<_>>();
+        return composed::attention_cached([q, k, v], bias, shape, spans, &mut caches, &device);
+    }
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
     let bias = bias.map(Tensor::contiguous).transpose()?;
     let (fq, fk, fv) = (F32::of(OP, &q)?, F32::of(OP, &k)?, F32::of(OP, &v)?);
@@ -249,9 +264,9 @@ fn check_caches(
     let (kw, vw) = (shape.kv_heads * shape.head_dim, shape.kv_heads * shape.value_dim);
     for (span, cache) in spans.iter().zip(caches) {
         let before = cache.len(kw);
-        if cache.keys.len() != before * kw || cache.values.len() != before * vw {
-            let found = vec![cache.keys.len(), cache.values.len()];
-            return wrong("a cache", found, format!("rows of {kw} and {vw} elements"));
+        let sizes = cache.sizes();
+        if sizes != [before * kw, before * vw] {
+            return wrong("a cache", sizes.to_vec(), format!("rows of {kw} and {vw} elements"));
         }
         let len = span.queries.len();
         let whole = Span { queries: 0..len, keys: 0..before + len, offset: before };

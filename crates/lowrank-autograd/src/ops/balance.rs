@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::route::{Score, largest, scores, through};
 use crate::{
-    Error, Result, Value,
+    Error, Result, Value, composed,
     kernels::{F32, dims2, elementwise::column_sums, rows::gather, tensor},
     profile,
 };
@@ -27,6 +27,9 @@ pub fn balance(logits: &Value, chosen: usize) -> Result<Value> {
         let must_be = format!("at least one row, and {chosen} experts or more");
         let found = vec![rows, experts];
         return Err(Error::Shape { op: OP, what: "the logits", found, must_be });
+    }
+    if let Some(device) = composed::device([logits.data()]) {
+        return composed::balance(logits, chosen, &device);
     }
     let z = logits.data().contiguous()?;
     let p = scores(&F32::of(OP, &z)?, experts, Score::Softmax);

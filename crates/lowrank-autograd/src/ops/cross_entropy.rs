@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use crate::{
-    Error, Result, Value,
+    Error, Result, Value, composed,
     kernels::{
         F32,
         cross_entropy::{Row, scale},
@@ -51,6 +51,9 @@ pub fn scored_cross_entropy(logits: &Value, targets: &Arc<[u32]>) -> Result<Scor
         return Err(Error::Shape { op: OP, what, found, must_be });
     }
     check_targets(OP, targets, classes)?;
+    if let Some(device) = composed::device([logits.data()]) {
+        return composed::scored_cross_entropy(logits, targets, &device);
+    }
     let data = logits.data().contiguous()?;
     let mut dz = F32::of(OP, &data)?.to_vec();
     let rows: Vec<Row> = dz

@@ -11,7 +11,7 @@ use candle_core::Tensor;
 
 use super::Span;
 use crate::{
-    Dropout, Error, Result, Value,
+    Dropout, Error, Result, Value, composed,
     kernels::{F32, check_dims, dims2, disentangled as kernel, tensor},
     profile,
 };
@@ -60,6 +60,11 @@ pub fn disentangled_attention(
     let (keys, queries) = (table(&distances.keys)?, table(&distances.queries)?);
     let operands = [q.contiguous()?, k.contiguous()?, v.contiguous()?, keys, queries];
     let rows = Arc::clone(&distances.rows);
+    if let Some(device) = composed::device(operands.iter().map(Value::data)) {
+        let tables = [distances.keys.is_some(), distances.queries.is_some()];
+        let setting = composed::Disentangled { rows, heads, scale, dropout, tables };
+        return composed::disentangled_attention(operands, setting, spans, &device);
+    }
     let spans = Arc::clone(spans);
     let run = move |tensors: &[Tensor; 5], dy: Option<(&Tensor, [bool; 5])>| {
         let [q, k, v, keys, queries] = tensors.each_ref().map(|t| F32::of(OP, t));

@@ -4,7 +4,7 @@
 use candle_core::Tensor;
 
 use crate::{
-    Dropout, Result, Value,
+    Dropout, Result, Value, composed,
     kernels::{F32, dims2, tensor},
     profile,
 };
@@ -18,6 +18,9 @@ pub fn dropout(x: &Value, mask: Option<&Dropout>) -> Result<Value> {
     let Some(mask) = mask else { return Ok(x.clone()) };
     let (n, _) = dims2("dropout", "the input", x.data())?;
     mask.check("dropout", n)?;
+    if let Some(device) = composed::device([x.data()]) {
+        return composed::dropout(x, mask, &device);
+    }
     let y = masked(x.data(), mask)?;
     let mask = mask.clone();
     Ok(Value::record("dropout", y, [x], |_| move |dy: Tensor| Ok([Some(masked(&dy, &mask)?)])))

@@ -8,7 +8,7 @@ use candle_core::{DType, Tensor};
 use half::slice::HalfFloatSliceExt;
 
 use crate::{
-    Error, Result, Value, Weight,
+    Error, Result, Value, Weight, composed,
     kernels::{
         F32, check_dims, dims2,
         product::{Target, View, product_parallel},
@@ -65,27 +65,33 @@ pub fn embedding(table: Rows<'_>, ids: &Arc<[u32]>, terms: Vec<LowRankRows>) -> 
     if let Some((place, &id)) = ids.iter().enumerate().find(|(_, id)| **id as usize >= rows) {
         return Err(Error::Index { op: OP, index: id as usize, place, len: rows });
     }
-    let mut y = look_up(table, ids, dim)?;
-    let n = ids.len();
-    let mut hidden = Vec::with_capacity(terms.len());
-    let terms = terms.iter().map(LowRankRows::contiguous).collect::<Result<Vec<_>>>()?;
     for term in &terms {
         let (r, _) = dims2(OP, "`lora_embedding_A`", term.a.data())?;
         check_dims(OP, "`lora_embedding_A`", term.a.data(), &[r, rows])?;
         check_dims(OP, "`lora_embedding_B`", term.b.data(), &[dim, r])?;
+    }
+    let (weight, trained) = match table {
+        Rows::Frozen(weight) => (weight.clone(), None),
+        Rows::Trained(value) => (Weight::from_tensor(value.data())?, Some(value)),
+    };
+    if let Some(device) = composed::device_with(&weight, []) {
+        return composed::embedding(&weight, trained, ids, &terms, &device);
+    }
+    let mut y = look_up(&weight, ids, dim)?;
+    let n = ids.len();
+    let mut hidden = Vec::with_capacity(terms.len());
+    let terms = terms.iter().map(LowRankRows::contiguous).collect::<Result<Vec<_>>>()?;
+    for term in &terms {
+        let r = term.a.dims()[0];
         let h = columns(&F32::of(OP, term.a.data())?, ids, r, rows);
         let b = F32::of(OP, term.b.data())?;
         let (hv, bv) = (View::new(&h, n, r), View::new(&b, dim, r));
         product_parallel(&mut Target::new(&mut y, dim), true, term.scale, hv, bv.t());
         hidden.push(tensor(h, &[n, r])?);
     }
-    let trained = match table {
-        Rows::Trained(v) => Some(v),
-        Rows::Frozen(_) => None,
-    };
     let mut parents: Vec<&Value> = trained.into_iter().collect();
     parents.extend(terms.iter().flat_map(|t| [&t.a, &t.b]));
-    let half = matches!(table, Rows::Frozen(w) if w.dtype() == DType::BF16);
+    let half = trained.is_none() && weight.dtype() == DType::BF16;
     let y = Value::record_many(OP, tensor(y, &[n, dim])?, &parents, |_| {
         let ids = Arc::clone(ids);
         let need_table = trained.map(Value::needs_gradient);
@@ -108,15 +114,7 @@ pub fn embedding(table: Rows<'_>, ids: &Arc<[u32]>, terms: Vec<LowRankRows>) -> 
     Ok(y.halved_if(half))
 }
 
-fn look_up(table: Rows<'_>, ids: &[u32], dim: usize) -> Result<Vec<f32>> {
-    let frozen;
-    let weight = match table {
-        Rows::Frozen(w) => w,
-        Rows::Trained(v) => {
-            frozen = Weight::from_tensor(v.data())?;
-            &frozen
-        }
-    };
+fn look_up(weight: &Weight, ids: &[u32], dim: usize) -> Result<Vec<f32>> {
     let memory = weight.matrix(OP)?;
     weight.with_elements(|elements| {
         gather(ids.len(), dim, |i, row| widen_row(elements, &memory, ids[i] as usize, row))

@@ -11,7 +11,7 @@ use std::{ops::Range, sync::Arc};
 use candle_core::{DType, Tensor};
 
 use crate::{
-    Error, Result, Value, Weight,
+    Error, Result, Value, Weight, composed,
     kept::Kept,
     kernels::{
         F32,
@@ -91,6 +91,10 @@ pub fn grouped_linear(
         Stack::Trained(value) => (Weight::from_tensor(value.data())?, Some(value)),
     };
     let layout = check(x, groups, &weight, part, &terms)?;
+    if let Some(device) = composed::device_with(&weight, [x.data()]) {
+        let stack = (weight, trained);
+        return composed::grouped_linear(x, groups, stack, part, &terms, &device);
+    }
     let contiguous = |t: LowRankStack| -> Result<LowRankStack> {
         Ok(LowRankStack { a: t.a.contiguous()?, b: t.b.contiguous()?, scale: t.scale })
     };

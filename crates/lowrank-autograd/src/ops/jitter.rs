@@ -4,7 +4,7 @@
 use candle_core::Tensor;
 
 use crate::{
-    Jitter, Result, Value,
+    Jitter, Result, Value, composed,
     kernels::{F32, dims2, rows::gather, tensor},
     profile,
 };
@@ -20,6 +20,9 @@ pub fn jitter(x: &Value, noise: Option<&Jitter>) -> Result<Value> {
     let Some(noise) = noise else { return Ok(x.clone()) };
     let (n, _) = dims2(OP, "the input", x.data())?;
     noise.check(OP, n)?;
+    if let Some(device) = composed::device([x.data()]) {
+        return composed::jitter(x, noise, &device);
+    }
     let y = multiplied(x.data(), noise)?;
     let noise = noise.clone();
     Ok(Value::record(OP, y, [x], |_| move |dy: Tensor| Ok([Some(multiplied(&dy, &noise)?)])))

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use crate::{
-    Error, Result, Value,
+    Error, Result, Value, composed,
     kernels::{F32, check_dims, dims2, rows::gather, tensor},
     profile,
 };
@@ -27,6 +27,9 @@ pub fn join_columns(parts: &[Value]) -> Result<Value> {
         let (_, width) = dims2(OP, "a part", part.data())?;
         check_dims(OP, "a part", part.data(), &[n, width])?;
         widths.push(width);
+    }
+    if let Some(device) = composed::device(parts.iter().map(Value::data)) {
+        return composed::join_columns(parts, widths, &device);
     }
     let total = widths.iter().sum();
     let data: Vec<Tensor> =

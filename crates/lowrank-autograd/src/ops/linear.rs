@@ -10,7 +10,7 @@
 use candle_core::{DType, Tensor};
 
 use crate::{
-    Dropout, Error, Result, Value, Weight,
+    Dropout, Error, Result, Value, Weight, composed,
     kept::Kept,
     kernels::{
         F32, check_dims, dims2,
@@ -35,6 +35,16 @@ pub enum Matrix<'a> {
         /// Whether its rows are inputs (GPT-2's Conv1D).
         transposed: bool,
     },
+}
+
+impl<'a> Matrix<'a> {
+    /// The value, if it is one.
+    fn trained(self) -> Option<&'a Value> {
+        match self {
+            Self::Trained { value, .. } => Some(value),
+            Self::Frozen(_) => None,
+        }
+    }
 }
 
 /// One adapter's term.
@@ -73,6 +83,9 @@ pub fn linear(
     let _time = profile::scope(OP);
     let frozen = frozen(matrix)?;
     check(x, &frozen, bias, &terms)?;
+    if let Some(device) = composed::device_with(&frozen, [x.data()]) {
+        return composed::linear(x, &frozen, matrix.trained(), bias, &terms, &device);
+    }
     let bias = bias.map(Value::contiguous).transpose()?;
     let bias = bias.as_ref();
     let terms = terms.iter().map(LowRank::contiguous).collect::<Result<Vec<_>>>()?;
@@ -80,10 +93,7 @@ pub fn linear(
     let (y, hidden) = forward(&x_data, &frozen, bias, &terms)?;
     let elements = F32::of(OP, &x_data)?;
     let half = frozen.dtype() == DType::BF16;
-    let trained = match matrix {
-        Matrix::Trained { value, .. } => Some(value),
-        Matrix::Frozen(_) => None,
-    };
+    let trained = matrix.trained();
     let mut parents = vec![x];
     parents.extend(trained);
     parents.extend(bias);

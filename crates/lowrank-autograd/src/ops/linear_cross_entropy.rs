@@ -24,7 +24,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use crate::{
-    Result, Value, Weight,
+    Result, Value, Weight, composed,
     kernels::{
         F32, check_dims,
         cross_entropy::{Row, add, cap, multiply, scale, scale_and_add},
@@ -66,6 +66,10 @@ pub fn linear_cross_entropy(
     check_targets(OP, targets, memory.rows)?;
     let bias = bias.map(Tensor::contiguous).transpose()?;
     bias.as_ref().map_or(Ok(()), |b| check_dims(OP, "the bias", b, &[memory.rows]))?;
+    if let Some(device) = composed::device_with(weight, [x.data()]) {
+        let bias = bias.as_ref();
+        return composed::linear_cross_entropy(x, weight, bias, softcap, targets, &device);
+    }
     let data = x.data().contiguous()?;
     let bias = bias.as_ref().map(|b| F32::of(OP, b)).transpose()?;
     let layer = Layer { x: &F32::of(OP, &data)?, weight, memory, bias: bias.as_deref(), softcap };

@@ -5,7 +5,7 @@
 use candle_core::Tensor;
 
 use crate::{
-    Result, Value,
+    Result, Value, composed,
     kernels::{
         F32, check_dims,
         elementwise::{sum, zip},
@@ -21,6 +21,10 @@ use crate::{
 /// When the shapes differ.
 pub fn squared_error(x: &Value, targets: &Tensor) -> Result<Value> {
     let _time = profile::scope("squared_error");
+    if let Some(device) = composed::device([x.data()]) {
+        check_dims("squared_error", "the targets", targets, x.dims())?;
+        return composed::squared_error(x, targets, &device);
+    }
     pointwise("squared_error", x, targets, |x, t| (x - t).powi(2), |x, t| 2.0 * (x - t))
 }
 
@@ -30,6 +34,10 @@ pub fn squared_error(x: &Value, targets: &Tensor) -> Result<Value> {
 /// When the shapes differ.
 pub fn binary_cross_entropy(x: &Value, targets: &Tensor) -> Result<Value> {
     let _time = profile::scope("binary_cross_entropy");
+    if let Some(device) = composed::device([x.data()]) {
+        check_dims("binary_cross_entropy", "the targets", targets, x.dims())?;
+        return composed::binary_cross_entropy(x, targets, &device);
+    }
     let loss = |x: f32, t: f32| x.max(0.0) - x * t + (-x.abs()).exp().ln_1p();
     let slope = |x: f32, t: f32| sigmoid(x) - t;
     pointwise("binary_cross_entropy", x, targets, loss, slope)

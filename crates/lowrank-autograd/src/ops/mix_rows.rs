@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use crate::{
-    Error, Result, Value,
+    Error, Result, Value, composed,
     kept::Kept,
     kernels::{
         F32, dims2,
@@ -32,6 +32,9 @@ pub fn mix_rows(x: &Value, weights: &Value, places: &Arc<[usize]>) -> Result<Val
         let must_be = format!("every row of {m} once, for weights of [{n}, {k}]");
         return Err(Error::Shape { op: OP, what: "places", found: vec![places.len()], must_be });
     };
+    if let Some(device) = composed::device([x.data(), weights.data()]) {
+        return composed::mix_rows(x, weights, places, back, &device);
+    }
     let (x_data, w_data) = (x.data().contiguous()?, weights.data().contiguous()?);
     let (rows, w) = (F32::of(OP, &x_data)?, F32::of(OP, &w_data)?);
     let y = gather(n, d, |t, y| {

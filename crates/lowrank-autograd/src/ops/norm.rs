@@ -4,7 +4,7 @@
 use candle_core::Tensor;
 
 use crate::{
-    Result, Value,
+    Result, Value, composed,
     kept::Kept,
     kernels::{
         F32, check_dims, dims2,
@@ -43,6 +43,10 @@ fn normalize(
     let (n, d) = dims2(op, "the input", x.data())?;
     check_dims(op, "the weight", weight.data(), &[d])?;
     bias.map_or(Ok(()), |b| check_dims(op, "the bias", b.data(), &[d]))?;
+    if let Some(device) = composed::device([x.data(), weight.data()]) {
+        let centred = matches!(center, Center::Mean);
+        return composed::normalize(op, [x, weight], bias, eps, centred, &device);
+    }
     let bias = bias.map(Value::contiguous).transpose()?;
     let bias = bias.as_ref();
     let (x_data, w_data) = (x.data().contiguous()?, weight.data().contiguous()?);

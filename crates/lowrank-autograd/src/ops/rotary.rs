@@ -4,7 +4,7 @@
 use candle_core::Tensor;
 
 use crate::{
-    Error, Result, Value,
+    Error, Result, Value, composed,
     kernels::{F32, check_dims, dims2, rotary as kernel, tensor},
     profile,
 };
@@ -59,6 +59,9 @@ pub fn rotary_from(
         let must_be = format!("at most [{n}, {most}] for heads of {head_dim} from {first} on");
         let (what, found) = ("the angles", vec![n, half]);
         return Err(Error::Shape { op: OP, what, found, must_be });
+    }
+    if let Some(device) = composed::device([x.data()]) {
+        return composed::rotary(x, head_dim, first, angles, style, &device);
     }
     let turn = move |x: &Tensor, angles: &Angles, direction: f32| -> Result<Tensor> {
         let x = x.contiguous()?;

@@ -12,7 +12,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use crate::{
-    Error, Result, Value,
+    Error, Result, Value, composed,
     kernels::{
         F32, check_dims, dims2,
         elementwise::lanes_sum,
@@ -101,6 +101,9 @@ pub fn route(logits: &Value, routing: &Routing) -> Result<(Value, Arc<[usize]>)>
     let _time = profile::scope(OP);
     let (n, experts) = dims2(OP, "the logits", logits.data())?;
     routing.check(experts)?;
+    if let Some(device) = composed::device([logits.data()]) {
+        return composed::route(logits, routing, &device);
+    }
     let z = logits.data().contiguous()?;
     let p = scores(&F32::of(OP, &z)?, experts, routing.score);
     let k = routing.chosen;

@@ -2,10 +2,10 @@
 
 use std::{ops::Range, sync::Arc};
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use crate::{
-    Error, Result, Value,
+    Error, Result, Value, composed,
     kernels::{F32, check_dims, dims2, rows as kernel, tensor},
     profile,
 };
@@ -20,6 +20,9 @@ pub fn select_rows(x: &Value, rows: &Arc<[usize]>) -> Result<Value> {
     let (n, d) = dims2(OP, "the input", x.data())?;
     if let Some((place, &row)) = rows.iter().enumerate().find(|(_, row)| **row >= n) {
         return Err(Error::Index { op: OP, index: row, place, len: n });
+    }
+    if let Some(device) = composed::device([x.data()]) {
+        return composed::select_rows(x, rows, &device);
     }
     let data = x.data().contiguous()?;
     let y = {
@@ -51,7 +54,9 @@ pub fn concat_rows(parts: &[&Value]) -> Result<Value> {
         check_dims(OP, "a part", part.data(), &[rows, first])?;
         lengths.push(rows);
     }
-    let data: Vec<&Tensor> = parts.iter().map(|part| part.data()).collect();
+    let device = composed::device(parts.iter().map(|part| part.data())).unwrap_or(Device::Cpu);
+    let data = parts.iter().map(|part| Ok(part.data().to_device(&device)?));
+    let data: Vec<Tensor> = data.collect::<Result<_>>()?;
     let y = Tensor::cat(&data, 0)?;
     Ok(Value::record_many(OP, y, parts, |_| {
         move |dy: Tensor| {
@@ -77,6 +82,9 @@ pub fn columns(x: &Value, range: Range<usize>) -> Result<Value> {
         let found = vec![range.start, range.end];
         let must_be = format!("two ascending numbers up to {d}");
         return Err(Error::Shape { op: OP, what: "the range", found, must_be });
+    }
+    if let Some(device) = composed::device([x.data()]) {
+        return composed::columns(x, &range, &device);
     }
     let data = x.data().contiguous()?;
     let y = kernel::columns(&F32::of(OP, &data)?, n, d, &range);

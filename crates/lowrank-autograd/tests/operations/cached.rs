@@ -7,7 +7,7 @@ use lowrank_autograd::{
 };
 use proptest::prelude::*;
 
-use super::check::{assert_close, normal};
+use super::check::{assert_close, composed, normal};
 
 fn shape(window: Option<usize>, softcap: Option<f32>) -> AttentionShape {
     let (heads, kv_heads, head_dim, value_dim) = (4, 2, 6, 3);
@@ -75,6 +75,11 @@ proptest! {
 
 #[test] // over more keys than one tile holds
 fn token_by_token_equals_attention_over_the_whole_sequence() {
+    token_by_token();
+    composed(token_by_token);
+}
+
+fn token_by_token() {
     for (window, softcap) in [(None, None), (Some(70), Some(2.0))] {
         let (n, shape) = (90, shape(window, softcap));
         let t = inputs(n, 5);
@@ -94,6 +99,11 @@ fn token_by_token_equals_attention_over_the_whole_sequence() {
 
 #[test] // rows stand where the spans say, whatever the order of the spans
 fn spans_may_come_in_any_order() {
+    spans_in_two_orders();
+    composed(spans_in_two_orders);
+}
+
+fn spans_in_two_orders() {
     let t = inputs(7, 3);
     let run = |spans: &[Span]| {
         let mut caches = vec![KeyValues::default(); spans.len()];

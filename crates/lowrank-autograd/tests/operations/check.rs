@@ -3,20 +3,32 @@
 use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Tensor};
-use lowrank_autograd::{Gradients, Key, Parameter, Result, Value, ops};
+use lowrank_autograd::{Gradients, Key, Parameter, Result, Value, compose_on_cpu, ops};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 /// Largest error of an output, relative to its largest element.
 const OUTPUT: f64 = 1e-5;
 /// Largest error of a gradient along a direction, relative to the sum of its terms' sizes or 1.
 const GRADIENT: f64 = 5e-5;
+/// Largest error of a result that was rounded to bf16, relative to the largest element.
+const BF16: f64 = 4e-3;
 /// Half the distance between the two points of a difference; in f64 its error is near 1e-10.
 const STEP: f64 = 1e-5;
 
 /// Operation and plain version, the latter in f64, agree on `inputs`: outputs; gradients with the
-/// plain version's central differences. Bits don't change with the number of threads, with the strides of
+/// plain version's central differences. So does what is composed of candle's operations. Bits don't change with the number of threads, with the strides of
 /// inputs and gradient, or with which of the inputs are trained.
 pub(crate) fn check(
+    inputs: &[Tensor],
+    op: impl Fn(&[Value]) -> Result<Value> + Sync,
+    plain: impl Fn(&[Tensor]) -> Result<Tensor>,
+) {
+    check_weight(DType::F32, inputs, op, plain);
+}
+
+/// [`check`] of an operation on weights of `dtype`.
+pub(crate) fn check_weight(
+    dtype: DType,
     inputs: &[Tensor],
     op: impl Fn(&[Value]) -> Result<Value> + Sync,
     plain: impl Fn(&[Tensor]) -> Result<Tensor>,
@@ -33,7 +45,15 @@ pub(crate) fn check(
     }
     let strided = run(inputs, &op, None, true).expect("with other strides");
     assert_same("other strides", &strided, &done);
+    for restrided in [false, true] {
+        let composed = composed(|| run(inputs, &op, None, restrided)).expect("composed");
+        assert_near(dtype, &composed, &done);
+    }
     for only in 0..inputs.len() {
+        let composed = composed(|| run(inputs, &op, Some(only), false)).expect("composed");
+        let alone = |(i, gradient): (usize, &Option<Tensor>)| gradient.is_none() || i == only;
+        assert!(composed.gradients.iter().enumerate().all(alone), "frozen inputs have gradients");
+        assert_near(dtype, &composed, &done);
         let one = run(inputs, &op, Some(only), false).expect("with one input trained");
         assert_bits("output with one input trained", &one.output, &done.output);
         for (i, (one, all)) in one.gradients.iter().zip(&done.gradients).enumerate() {
@@ -44,6 +64,30 @@ pub(crate) fn check(
                 found => assert!(found.is_none() || i == only, "frozen input {i} has a gradient"),
             }
         }
+    }
+}
+
+/// What `f` returns where operations are composed of candle's, as for a GPU.
+pub(crate) fn composed<R>(f: impl FnOnce() -> R) -> R {
+    compose_on_cpu(true);
+    let found = f();
+    compose_on_cpu(false);
+    found
+}
+
+/// Fails unless output and gradients, as far as there are some, are those of another run. candle
+/// rounds what it multiplies by bf16 weights to bf16.
+fn assert_near(dtype: DType, found: &Run, expected: &Run) {
+    let [output, gradient] = match dtype {
+        DType::BF16 => [BF16; 2],
+        _ => [OUTPUT, GRADIENT],
+    };
+    assert_close("the output, composed", &found.output, &expected.output, output);
+    for (i, (found, expected)) in found.gradients.iter().zip(&expected.gradients).enumerate() {
+        let Some(found) = found else { continue };
+        let expected = expected.clone().map_or_else(|| found.zeros_like(), Ok).expect("zeros");
+        let what = format!("gradient {i}, composed");
+        assert_within(&what, found, &expected, gradient, 1.0); // of terms that may cancel
     }
 }
 
@@ -138,9 +182,14 @@ pub(crate) fn numbers(t: &Tensor) -> Vec<f64> {
 
 /// Fails unless the largest difference is at most `tolerance` times the largest element (or 1e-3).
 pub(crate) fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
+    assert_within(what, found, expected, tolerance, 1e-3);
+}
+
+/// Fails unless the largest difference is at most `tolerance` times the largest element or `least`.
+fn assert_within(what: &str, found: &Tensor, expected: &Tensor, tolerance: f64, least: f64) {
     assert_eq!(found.dims(), expected.dims(), "shape of {what}");
     let (found, expected) = (numbers(found), numbers(expected));
-    let size = expected.iter().fold(1e-3, |m: f64, v| m.max(v.abs()));
+    let size = expected.iter().fold(least, |m: f64, v| m.max(v.abs()));
     for (i, (f, e)) in found.iter().zip(&expected).enumerate() {
         // Written so that a NaN fails.
         assert!((f - e).abs() <= tolerance * size, "{what} [{i}]: {f}, expected {e}");

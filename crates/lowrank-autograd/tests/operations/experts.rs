@@ -10,7 +10,7 @@ use lowrank_autograd::{
 };
 use proptest::prelude::*;
 
-use super::check::{bits, check, indices, normal, numbers, rounded};
+use super::check::{bits, check, check_weight, indices, normal, numbers, rounded};
 
 /// So many groups of `n` rows, some of them empty.
 fn groups(seed: u64, n: usize, experts: usize) -> Arc<[Range<usize>]> {
@@ -75,7 +75,8 @@ proptest! {
             let run = |w: &Weight, x: &Value| {
                 ops::grouped_linear(x, &groups, Stack::Frozen(w), &part, Vec::new())
             };
-            check(
+            check_weight(
+                dtype,
                 &x,
                 |v| run(&stack, &v[0]),
                 |t| {

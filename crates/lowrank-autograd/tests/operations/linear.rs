@@ -18,7 +18,7 @@ use lowrank_autograd::{
 use proptest::prelude::*;
 
 use super::{
-    check::{check, normal, rounded},
+    check::{check, check_weight, normal, rounded},
     plumbing::mask,
 };
 
@@ -92,7 +92,8 @@ proptest! {
         let weight = weight(&w, place, transposed);
         assert_eq!((weight.dims(), weight.dtype()), (&[out, input][..], dtype));
         assert_eq!(weight.is_transposed(), transposed);
-        check(
+        check_weight(
+            dtype,
             &t,
             |v| ops::linear(&v[0], Matrix::Frozen(&weight), Some(&v[1]), terms(&v[2..], None)),
             |t| {
@@ -129,7 +130,8 @@ fn a_large_bf16_weight_equals_its_plain_version() {
     for transposed in [false, true] {
         let weight = weight(&w, Place::Memory, transposed);
         let x = normal(4, &[&[n, input]]).remove(0);
-        check(
+        check_weight(
+            DType::BF16,
             &[rounded(&x, DType::BF16)],
             |v| ops::linear(&v[0], Matrix::Frozen(&weight), None, Vec::new()),
             |t| reference::linear(&t[0], &w.to_dtype(t[0].dtype())?, None, &[]),

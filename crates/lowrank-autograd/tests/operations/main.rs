@@ -9,6 +9,7 @@ mod activation;
 mod attention;
 mod cached;
 mod check;
+mod composed;
 mod disentangled;
 mod embedding;
 mod errors;

@@ -1,7 +1,6 @@
 //! Tensors that modules hold beside their layers.
 
 use candle_core::{DType, Device, Tensor};
-use lowrank_autograd::Weight;
 use lowrank_peft::{
     BaseTensor,
     layers::{Bare, Layer},
@@ -29,7 +28,7 @@ impl Builder {
         let path = self.join(name);
         let weight = match self.find(&path) {
             Some(_) => self.tensor(&path, shape)?,
-            None => Weight::from_tensor(&Tensor::zeros(shape, DType::F32, &Device::Cpu)?)?,
+            None => self.made(&Tensor::zeros(shape, DType::F32, &Device::Cpu)?)?,
         };
         let tensor = BaseTensor::buffer(path.clone(), &weight)?;
         Ok(self.register_bare(&path, tensor))
@@ -69,7 +68,7 @@ impl Builder {
         }
         self.built().fresh.push(path.clone());
         let zeros = Tensor::zeros(shape, DType::F32, &Device::Cpu)?;
-        let tensor = BaseTensor::widened(path.clone(), &Weight::from_tensor(&zeros)?)?;
+        let tensor = BaseTensor::widened(path.clone(), &self.made(&zeros)?)?;
         Ok(self.register_bare(&path, tensor))
     }
 

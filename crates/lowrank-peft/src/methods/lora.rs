@@ -127,6 +127,18 @@ impl LoraTensors {
     }
 }
 
+impl LoraTensors {
+    /// The same tensors on a device.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub(crate) fn on(&self, device: &Device) -> Result<Self> {
+        let there = |tensor: &Tensor| tensor.to_device(device);
+        let b_bias = self.b_bias.as_ref().map(there).transpose()?;
+        Ok(Self { a: there(&self.a)?, b: there(&self.b)?, b_bias })
+    }
+}
+
 fn scaled(mut values: Vec<f32>, factor: f32) -> Vec<f32> {
     values.iter_mut().for_each(|v| *v *= factor);
     values

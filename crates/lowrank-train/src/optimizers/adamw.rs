@@ -4,7 +4,10 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
-use lowrank_autograd::{Gradients, Parameter, kernels::adamw::AdamWUpdate};
+use lowrank_autograd::{
+    Gradients, Parameter,
+    kernels::adamw::{AdamWUpdate, Moments},
+};
 
 use crate::{Error, Result};
 
@@ -39,8 +42,7 @@ pub struct AdamW {
 #[derive(Debug)]
 struct Slot {
     parameter: Parameter,
-    mean: Vec<f32>,
-    square: Vec<f32>,
+    moments: Moments,
     /// Updates of this parameter; those without a gradient for it don't count, as in PyTorch.
     steps: u64,
     decay: f64,
@@ -48,14 +50,18 @@ struct Slot {
 
 impl AdamW {
     /// An optimizer at its beginning.
-    pub fn new(parameters: Vec<Parameter>, settings: AdamWSettings) -> Self {
+    ///
+    /// # Errors
+    /// Those of the parameters' device.
+    pub fn new(parameters: Vec<Parameter>, settings: AdamWSettings) -> Result<Self> {
         let slot = |parameter: Parameter| {
-            let n = parameter.data().elem_count();
+            let moments = Moments::new(&parameter)?;
             let decays = settings.decay_all || decays(parameter.name());
             let decay = if decays { settings.weight_decay } else { 0.0 };
-            Slot { parameter, mean: vec![0.0; n], square: vec![0.0; n], steps: 0, decay }
+            Ok(Slot { parameter, moments, steps: 0, decay })
         };
-        Self { settings, slots: parameters.into_iter().map(slot).collect() }
+        let slots = parameters.into_iter().map(slot).collect::<Result<_>>()?;
+        Ok(Self { settings, slots })
     }
 
     /// Updates every parameter that has a gradient.
@@ -78,7 +84,7 @@ impl AdamW {
                 root: (1.0 - beta2.powi(exponent)).sqrt() as f32,
                 epsilon: epsilon as f32,
             };
-            update.apply(&slot.parameter, gradient, &mut slot.mean, &mut slot.square)?;
+            update.apply(&slot.parameter, gradient, &mut slot.moments)?;
         }
         Ok(())
     }
@@ -91,8 +97,9 @@ impl AdamW {
         let mut state = BTreeMap::new();
         for slot in &self.slots {
             let (name, shape) = (slot.parameter.name(), slot.parameter.data().dims().to_vec());
-            for (part, values) in [("exp_avg", &slot.mean), ("exp_avg_sq", &slot.square)] {
-                let tensor = Tensor::from_slice(values, shape.as_slice(), &Device::Cpu)?;
+            for (part, values) in ["exp_avg", "exp_avg_sq"].into_iter().zip(slot.moments.to_vecs()?)
+            {
+                let tensor = Tensor::from_vec(values, shape.as_slice(), &Device::Cpu)?;
                 state.insert(format!("{name}.{part}"), tensor);
             }
             let steps = Tensor::new(slot.steps as i64, &Device::Cpu)?;
@@ -124,9 +131,10 @@ impl AdamW {
                     }
                 }
             };
-            let size = slot.mean.len();
-            let (mean, square) = (moment("exp_avg", size)?, moment("exp_avg_sq", size)?);
-            (slot.mean, slot.square, slot.steps) = (mean, square, steps);
+            let size = slot.parameter.data().elem_count();
+            let moments = [moment("exp_avg", size)?, moment("exp_avg_sq", size)?];
+            slot.moments = Moments::restore(&slot.parameter, moments)?;
+            slot.steps = steps;
         }
         Ok(())
     }

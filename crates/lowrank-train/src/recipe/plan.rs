@@ -112,14 +112,7 @@ pub enum RopeScaling {
     Llama3,
 }
 
-/// A device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Device {
-    /// The CPU.
-    Cpu,
-    /// The GPU of this number.
-    Cuda(usize),
-}
+pub use lowrank_autograd::Placement as Device;
 
 /// What is trained. There is one method yet.
 #[derive(Debug, Clone, PartialEq)]

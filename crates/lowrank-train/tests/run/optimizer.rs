@@ -57,11 +57,11 @@ fn adamw_is_pytorchs() {
         decay_all: true,
     };
     let weight = parameter("weight", &reference.start);
-    let mut optimizer = AdamW::new(vec![weight.clone()], settings);
+    let mut optimizer = AdamW::new(vec![weight.clone()], settings).unwrap();
     for (step, gradient) in reference.gradients.iter().enumerate() {
         // Through its state each time, as a resumed run goes.
         let state = optimizer.state().unwrap();
-        optimizer = AdamW::new(vec![weight.clone()], settings);
+        optimizer = AdamW::new(vec![weight.clone()], settings).unwrap();
         optimizer.restore(&state).unwrap();
         let gradients = gradients(&weight, gradient.as_ref());
         optimizer.step(0.1 / (step + 1) as f64, &gradients).unwrap();
@@ -73,7 +73,7 @@ fn adamw_is_pytorchs() {
 fn the_first_step_of_adamw_isnt_rounded_away() {
     let reference: Reference = read("adamw.json");
     let weight = parameter("weight", &[0.0; 6]);
-    let mut optimizer = AdamW::new(vec![weight.clone()], AdamWSettings::default());
+    let mut optimizer = AdamW::new(vec![weight.clone()], AdamWSettings::default()).unwrap();
     let gradients = gradients(&weight, reference.gradients[0].as_ref());
     optimizer.step(1.0, &gradients).unwrap();
     assert_values(&weight, &reference.first, 1e-6);
@@ -86,7 +86,7 @@ fn biases_and_norms_decay_as_in_transformers() {
     let settings = AdamWSettings { weight_decay: 0.5, ..AdamWSettings::default() };
     for (name, decays) in reference {
         let weight = parameter(&name, &[1.0]);
-        let mut optimizer = AdamW::new(vec![weight.clone()], settings);
+        let mut optimizer = AdamW::new(vec![weight.clone()], settings).unwrap();
         let gradients = gradients(&weight, Some(&vec![0.0]));
         optimizer.step(1.0, &gradients).unwrap();
         let expected = if decays { 0.5 } else { 1.0 };
@@ -97,7 +97,7 @@ fn biases_and_norms_decay_as_in_transformers() {
 #[test]
 fn a_state_of_other_parameters_is_refused() {
     let optimizer = |name: &str, size: usize| {
-        AdamW::new(vec![parameter(name, &vec![0.0; size])], AdamWSettings::default())
+        AdamW::new(vec![parameter(name, &vec![0.0; size])], AdamWSettings::default()).unwrap()
     };
     let state = optimizer("a.weight", 3).state().unwrap();
     let error = optimizer("b.weight", 3).restore(&state).unwrap_err().to_string();

@@ -11,7 +11,7 @@ use lowrank_data::{DataOptions, Message, Role};
 use lowrank_models::{Forced, GenerateOptions, Input, PeftModel, Sampling};
 use lowrank_train::recipe::{
     Recipe,
-    plan::{ChatPlan, GeneratePlan, GenerationLimit},
+    plan::{ChatPlan, Device, GeneratePlan, GenerationLimit},
 };
 
 use super::generate::open_for_generation;
@@ -43,6 +43,9 @@ pub(crate) struct Chat {
     /// Convert the weights when they are loaded; by default they keep their dtype
     #[arg(long, value_enum, requires = "model")]
     dtype: Option<Dtype>,
+    /// Where the model runs: cpu, cuda (the first NVIDIA GPU) or cuda:N; recipes say `device`
+    #[arg(long, value_name = "DEVICE", requires = "model")]
+    device: Option<Device>,
     #[command(flatten)]
     template: TemplateArgs,
     /// Most tokens of an answer
@@ -76,9 +79,9 @@ impl Chat {
     fn settings(&self, ui: Ui) -> anyhow::Result<Settings> {
         let Some(recipe) = &self.recipe else {
             let Some(model) = &self.model else { bail!("give a recipe or --model") };
-            let dtype = self.dtype.map(DType::from);
+            let source = ModelSource::new(model, &self.adapters, self.dtype.map(DType::from))?;
             return Ok(Settings {
-                source: ModelSource::new(model, &self.adapters, dtype)?,
+                source: source.on(self.device.unwrap_or_default()),
                 template: DataOptions::from(&self.template),
                 sampling: self.sampling.over(LLAMAFACTORY),
                 limit: GenerationLimit::NewTokens(self.max_new_tokens.unwrap_or(1024)),

@@ -14,7 +14,7 @@ use lowrank_models::{
 use lowrank_peft::Pass;
 use lowrank_train::{
     durable::{DurableFs, RealFs, create_dirs, write_synced},
-    recipe::Recipe,
+    recipe::{Recipe, plan::Device},
 };
 
 use crate::{
@@ -47,6 +47,9 @@ pub(crate) struct Merge {
     /// Dtype of the merged model; by default that of the base
     #[arg(long, value_enum)]
     dtype: Option<Dtype>,
+    /// Where the sums are made: cpu, cuda (the first NVIDIA GPU) or cuda:N; recipes say `device`
+    #[arg(long, value_name = "DEVICE", requires = "model")]
+    device: Option<Device>,
     /// Most bytes of one weight file, e.g. 5GB or 500MB
     #[arg(long, value_parser = size, value_name = "SIZE")]
     max_shard_size: Option<u64>,
@@ -83,6 +86,7 @@ impl Merge {
             adapters: vec![adapter],
             out: Some(out),
             dtype: None,
+            device: None,
             max_shard_size: None,
         }
     }
@@ -136,7 +140,8 @@ impl Merge {
                 (source, plan.export_dir)
             }
             (None, Some(model), Some(out)) => {
-                (ModelSource::new(model, &self.adapters, None)?, out.clone())
+                let source = ModelSource::new(model, &self.adapters, None)?;
+                (source.on(self.device.unwrap_or_default()), out.clone())
             }
             _ => bail!("give a recipe, or --model, --adapter and --out"),
         };

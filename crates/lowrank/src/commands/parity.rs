@@ -21,6 +21,8 @@ use lowrank_train::{
     token_targets,
 };
 
+use crate::model_source::DeviceArgs;
+
 /// Computes a parity case: logits, loss, gradients, three AdamW steps, merged logits, generation
 #[derive(Debug, clap::Args)]
 pub(crate) struct Parity {
@@ -42,6 +44,8 @@ pub(crate) struct Parity {
     /// Settings of a training objective
     #[arg(long)]
     objective: Option<PathBuf>,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 /// The oracle's name for a text about an image.
@@ -61,6 +65,7 @@ impl Parity {
         let options = OpenOptions {
             task,
             dtype: Some(DType::F32),
+            device: Some(self.device.device.open()?),
             problem_type: case.problem_type(),
             ..OpenOptions::default()
         };
@@ -145,7 +150,7 @@ fn train(
     let parameters = model.trainable();
     let settings =
         AdamWSettings { weight_decay: 0.01, decay_all: true, ..AdamWSettings::default() };
-    let mut optimizer = AdamW::new(parameters.clone(), settings);
+    let mut optimizer = AdamW::new(parameters.clone(), settings)?;
     let mut losses = Vec::with_capacity(STEPS);
     for step in 0..STEPS {
         let loss = Sft.loss(model.model(), batch, &Passes::recording(model))?;

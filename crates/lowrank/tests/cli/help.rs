@@ -16,6 +16,8 @@ fn each_command_explains_itself() -> Result<()> {
                                          changes add up
           --dtype <DTYPE>                Convert the weights when they are loaded; by default they keep
                                          their dtype [possible values: float32, bfloat16, float16]
+          --device <DEVICE>              Where the model runs: cpu, cuda (the first NVIDIA GPU) or
+                                         cuda:N [default: cpu]
           --prompt <TEXT>                Text to continue
           --image <FILE>                 A picture (JPEG, PNG, WebP) to describe, or to answer the
                                          prompt by; for models that see
@@ -53,6 +55,8 @@ fn each_command_explains_itself() -> Result<()> {
                                          and their changes add up
           --dtype <DTYPE>                Convert the weights when they are loaded; by default they keep
                                          their dtype [possible values: float32, bfloat16, float16]
+          --device <DEVICE>              Where the model runs: cpu, cuda (the first NVIDIA GPU) or
+                                         cuda:N; recipes say `device`
           --template <NAME>              Chat template by LLaMA-Factory's name, e.g. chatml; by default
                                          the model's own
           --system <TEXT>                System text; an empty one turns the template's default off
@@ -78,6 +82,8 @@ fn each_command_explains_itself() -> Result<()> {
                                    changes add up
           --dtype <DTYPE>          Convert the weights when they are loaded; by default they keep their
                                    dtype [possible values: float32, bfloat16, float16]
+          --device <DEVICE>        Where the model runs: cpu, cuda (the first NVIDIA GPU) or cuda:N
+                                   [default: cpu]
           --data <FILE>            File of rows: json, jsonl, csv, tsv, parquet or txt
           --dataset-dir <DIR>      Folder of dataset_info.json [default: data]
           --dataset <NAME>         Name in dataset_info.json
@@ -105,6 +111,8 @@ fn each_command_explains_itself() -> Result<()> {
           --out <DIR>              Where the merged model goes; must not exist yet, or be empty
           --dtype <DTYPE>          Dtype of the merged model; by default that of the base [possible
                                    values: float32, bfloat16, float16]
+          --device <DEVICE>        Where the sums are made: cpu, cuda (the first NVIDIA GPU) or cuda:N;
+                                   recipes say `device`
           --max-shard-size <SIZE>  Most bytes of one weight file, e.g. 5GB or 500MB
       -h, --help                   Print help (see more with '--help')
     ");

@@ -5,7 +5,13 @@ use super::{Key, Kind, here, ignored, later};
 const QUANTIZED: &str = "read only with `export_quantization_bit`";
 
 pub(super) static KEYS: &[Key] = &[
-    ignored("export_device", Kind::Text, "cpu", "cpu or auto", "merging happens on the CPU"),
+    ignored(
+        "export_device",
+        Kind::Text,
+        "cpu",
+        "cpu or auto",
+        "merging happens where `device` says",
+    ),
     here("export_dir", Kind::Text, "-", "folder of the merged model"),
     ignored("export_hub_model_id", Kind::Text, "-", "upload", "nothing is uploaded"),
     later("export_legacy_format", Kind::Switch, "false", ".bin files instead of safetensors"),

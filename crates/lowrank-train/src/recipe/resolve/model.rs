@@ -4,6 +4,7 @@ use crate::recipe::plan::{
     Device, GeneratePlan, GenerationLimit, ModelPlan, RopeScaling, WeightDtype,
 };
 use crate::recipe::{Recipe, RecipeError};
+use lowrank_autograd::PLACEMENTS;
 use std::path::PathBuf;
 
 /// What the model is loaded for.
@@ -75,13 +76,7 @@ impl Recipe {
 
     fn device(&self) -> Result<Device, RecipeError> {
         let word: String = self.get("device")?;
-        let number = |digits: &str| digits.parse().ok().map(Device::Cuda);
-        let device = match word.as_str() {
-            "cpu" => Some(Device::Cpu),
-            "cuda" => Some(Device::Cuda(0)),
-            other => other.strip_prefix("cuda:").and_then(number),
-        };
-        device.ok_or_else(|| self.bad("device", "`cpu`, `cuda` or `cuda:N`"))
+        word.parse().map_err(|_| self.bad("device", PLACEMENTS))
     }
 
     pub(super) fn generation(&self) -> Result<GeneratePlan, RecipeError> {

@@ -1,0 +1,147 @@
+//! Linear layers with low-rank adapters.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::{data, masked, on, product};
+use crate::{Dropout, Result, Value, Weight, kept::Kept, ops::LowRank};
+
+/// [`crate::ops::linear`] for the matrix `w`, which is `trained` if it is a value's.
+pub(crate) fn linear(
+    x: &Value,
+    w: &Weight,
+    trained: Option<&Value>,
+    bias: Option<&Value>,
+    terms: &[LowRank],
+    device: &Device,
+) -> Result<Value> {
+    let (x_data, matrix) = (data(device, x)?, w.on(device)?);
+    let mut y = product(&x_data, &matrix.t()?)?;
+    if let Some(bias) = bias {
+        y = y.broadcast_add(&data(device, bias)?)?;
+    }
+    let mut parents = vec![x];
+    parents.extend(trained);
+    parents.extend(bias);
+    let mut kept = Vec::with_capacity(terms.len());
+    for term in terms {
+        let (own, saved) = SavedTerm::of(term, &x_data)?;
+        y = (y + own)?;
+        kept.push(saved);
+        parents.extend([&term.a, &term.b]);
+        parents.extend(&term.bias);
+    }
+    let y = Value::record_many("linear", y, &parents, |_| {
+        let need_matrix = trained.map(Value::needs_gradient);
+        let reads_x = need_matrix == Some(true) || kept.iter().any(|t| t.need_a);
+        let saved = Saved {
+            x: reads_x.then(|| Kept::composed(x, &x_data)),
+            transposed: w.is_transposed(),
+            need_x: x.needs_gradient(),
+            need_matrix,
+            need_bias: bias.map(Value::needs_gradient),
+            terms: kept,
+            matrix,
+        };
+        move |dy: Tensor| saved.gradients(&dy.contiguous()?)
+    });
+    Ok(y.halved_if(w.dtype() == DType::BF16))
+}
+
+struct Saved {
+    /// Kept only if a matrix or an `A` trains.
+    x: Option<Kept>,
+    /// `[out, in]`
+    matrix: Tensor,
+    transposed: bool,
+    need_x: bool,
+    need_matrix: Option<bool>,
+    need_bias: Option<bool>,
+    terms: Vec<SavedTerm>,
+}
+
+struct SavedTerm {
+    a: Tensor,
+    b: Tensor,
+    /// `s·h`, kept only if `B` trains.
+    h: Option<Tensor>,
+    scale: f64,
+    dropout: Option<Dropout>,
+    need_a: bool,
+    need_bias: Option<bool>,
+}
+
+impl SavedTerm {
+    /// What the term adds to the result, and what its gradients need.
+    fn of(term: &LowRank, x: &Tensor) -> Result<(Tensor, Self)> {
+        let (device, scale) = (x.device(), f64::from(term.scale));
+        let (a, b) = (data(device, &term.a)?, data(device, &term.b)?);
+        let h = (masked(x, term.dropout.as_ref())?.matmul(&a.t()?)? * scale)?;
+        let mut y = h.matmul(&b.t()?)?;
+        if let Some(bias) = &term.bias {
+            y = y.broadcast_add(&(data(device, bias)? * scale)?)?;
+        }
+        let saved = Self {
+            h: term.b.needs_gradient().then_some(h),
+            dropout: term.dropout.clone(),
+            need_a: term.a.needs_gradient(),
+            need_bias: term.bias.as_ref().map(Value::needs_gradient),
+            a,
+            b,
+            scale,
+        };
+        Ok((y, saved))
+    }
+
+    /// `s·dy·B`
+    fn hidden_gradient(&self, dy: &Tensor) -> Result<Tensor> {
+        Ok((dy.matmul(&self.b)? * self.scale)?)
+    }
+
+    /// Gradients of A, B and B's bias.
+    fn gradients(
+        &self,
+        dy: &Tensor,
+        x: Option<&Tensor>,
+        dh: Option<&Tensor>,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let da = match (x, dh) {
+            (Some(x), Some(dh)) if self.need_a => {
+                Some(dh.t()?.matmul(&masked(x, self.dropout.as_ref())?)?)
+            }
+            _ => None,
+        };
+        let db = self.h.as_ref().map(|h| dy.t()?.matmul(h)).transpose()?;
+        let mut found = vec![da, db];
+        if let Some(needed) = self.need_bias {
+            found.push(needed.then(|| dy.sum(0)? * self.scale).transpose()?);
+        }
+        Ok(found)
+    }
+}
+
+impl Saved {
+    /// In the order of the parents: x, matrix, bias, then A, B and bias of each term.
+    fn gradients(&self, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let dy = &on(self.matrix.device(), dy)?;
+        let x = self.x.as_ref().map(Kept::tensor).transpose()?;
+        let mut dx = self.need_x.then(|| product(dy, &self.matrix)).transpose()?;
+        let mut rest = Vec::new();
+        if let Some(needed) = self.need_matrix {
+            let dw =
+                |x: &Tensor| if self.transposed { x.t()?.matmul(dy) } else { dy.t()?.matmul(x) };
+            rest.push(x.as_ref().filter(|_| needed).map(dw).transpose()?);
+        }
+        if let Some(needed) = self.need_bias {
+            rest.push(needed.then(|| dy.sum(0)).transpose()?);
+        }
+        for term in &self.terms {
+            let needed = self.need_x || term.need_a;
+            let dh = needed.then(|| term.hidden_gradient(dy)).transpose()?;
+            if let (Some(sum), Some(dh)) = (dx.take(), &dh) {
+                dx = Some((sum + masked(&dh.matmul(&term.a)?, term.dropout.as_ref())?)?);
+            }
+            rest.extend(term.gradients(dy, x.as_ref(), dh.as_ref())?);
+        }
+        Ok(std::iter::once(dx).chain(rest).collect())
+    }
+}

@@ -1,0 +1,70 @@
+//! RMSNorm and LayerNorm.
+
+use candle_core::{D, Device, Tensor};
+
+use super::{data, on};
+use crate::{Result, Value, kept::Kept};
+
+/// What is divided by its size: `x`, or `x - mean` if it is `centred`; with the size's inverse.
+fn standard(x: &Tensor, eps: f64, centred: bool) -> Result<(Tensor, Tensor)> {
+    let x = if centred { x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)? } else { x.clone() };
+    let inverse = (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
+    Ok((x.broadcast_mul(&inverse)?, inverse))
+}
+
+/// [`crate::ops::rms_norm`], or [`crate::ops::layer_norm`] if it is `centred`.
+pub(crate) fn normalize(
+    op: &'static str,
+    [x, weight]: [&Value; 2],
+    bias: Option<&Value>,
+    eps: f64,
+    centred: bool,
+    device: &Device,
+) -> Result<Value> {
+    let (x_data, w) = (data(device, x)?, data(device, weight)?);
+    let mut y = standard(&x_data, eps, centred)?.0.broadcast_mul(&w)?;
+    if let Some(bias) = bias {
+        y = y.broadcast_add(&data(device, bias)?)?;
+    }
+    let mut parents = vec![x, weight];
+    parents.extend(bias);
+    Ok(Value::record_many(op, y, &parents, |needs| {
+        let needs = needs.to_vec();
+        let kept = (needs[0] || needs[1]).then(|| Kept::composed(x, &x_data));
+        move |dy: Tensor| {
+            let dy = on(w.device(), &dy)?;
+            let mut found = vec![None, None];
+            if let Some(kept) = kept {
+                let (unit, inverse) = standard(&kept.tensor()?, eps, centred)?;
+                if needs[0] {
+                    found[0] = Some(input_gradient(&dy, &w, &unit, &inverse, centred)?);
+                }
+                if needs[1] {
+                    found[1] = Some((&dy * &unit)?.sum(0)?);
+                }
+            }
+            if let Some(needed) = needs.get(2) {
+                found.push(needed.then(|| dy.sum(0)).transpose()?);
+            }
+            Ok(found)
+        }
+    }))
+}
+
+/// With `g = dy·w`: `(g - mean(g) - u·mean(g·u))/size`, where only a centred `u` has `mean(g)`.
+fn input_gradient(
+    dy: &Tensor,
+    w: &Tensor,
+    unit: &Tensor,
+    inverse: &Tensor,
+    centred: bool,
+) -> Result<Tensor> {
+    let g = dy.broadcast_mul(w)?;
+    let along = unit.broadcast_mul(&(&g * unit)?.mean_keepdim(D::Minus1)?)?;
+    let across = (&g - along)?;
+    let across = match centred {
+        true => across.broadcast_sub(&g.mean_keepdim(D::Minus1)?)?,
+        false => across,
+    };
+    Ok(across.broadcast_mul(inverse)?)
+}

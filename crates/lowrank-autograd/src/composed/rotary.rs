@@ -1,0 +1,67 @@
+//! Rotary position embedding.
+
+use std::ops::Range;
+
+use candle_core::{D, Device, Tensor};
+
+use super::{data, on};
+use crate::{
+    Result, Value,
+    ops::{Angles, RotaryStyle},
+};
+
+/// [`crate::ops::rotary_from`].
+pub(crate) fn rotary(
+    x: &Value,
+    head_dim: usize,
+    first: usize,
+    angles: &Angles,
+    style: RotaryStyle,
+    device: &Device,
+) -> Result<Value> {
+    let (cos, sin) = (on(device, &angles.cos)?.unsqueeze(1)?, on(device, &angles.sin)?);
+    let (sin, half) = (sin.unsqueeze(1)?, cos.dim(2)?);
+    let turned = first..first + 2 * half;
+    let y = turn(&data(device, x)?, head_dim, turned.clone(), [&cos, &sin], style)?;
+    Ok(Value::record("rotary", y, [x], |_| {
+        move |dy: Tensor| {
+            Ok([Some(turn(&dy.contiguous()?, head_dim, turned, [&cos, &sin.neg()?], style)?)])
+        }
+    }))
+}
+
+/// Turns the elements `turned` of every head of `x` by angles `[n, 1, half]`.
+fn turn(
+    x: &Tensor,
+    head_dim: usize,
+    turned: Range<usize>,
+    [cos, sin]: [&Tensor; 2],
+    style: RotaryStyle,
+) -> Result<Tensor> {
+    let (n, width) = x.dims2()?;
+    let (heads, half) = (width / head_dim, turned.len() / 2);
+    let x = x.reshape((n, heads, head_dim))?;
+    let part = |range: Range<usize>| x.narrow(D::Minus1, range.start, range.len());
+    let middle = part(turned.clone())?;
+    let (a, b) = match style {
+        RotaryStyle::Halves => (middle.narrow(2, 0, half)?, middle.narrow(2, half, half)?),
+        RotaryStyle::Pairs => {
+            let pairs = middle.contiguous()?.reshape((n, heads, half, 2))?;
+            (pairs.narrow(3, 0, 1)?.squeeze(3)?, pairs.narrow(3, 1, 1)?.squeeze(3)?)
+        }
+    };
+    let (a, b) = (a.contiguous()?, b.contiguous()?);
+    let one = (a.broadcast_mul(cos)? - b.broadcast_mul(sin)?)?;
+    let other = (b.broadcast_mul(cos)? + a.broadcast_mul(sin)?)?;
+    let mut parts = match style {
+        RotaryStyle::Halves => vec![one, other],
+        RotaryStyle::Pairs => vec![Tensor::stack(&[one, other], 3)?.flatten_from(2)?],
+    };
+    if turned.start > 0 {
+        parts.insert(0, part(0..turned.start)?.contiguous()?);
+    }
+    if turned.end < head_dim {
+        parts.push(part(turned.end..head_dim)?.contiguous()?);
+    }
+    Ok(Tensor::cat(&parts, D::Minus1)?.reshape((n, width))?)
+}
