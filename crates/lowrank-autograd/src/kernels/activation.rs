@@ -5,7 +5,7 @@ use half::bf16;
 
 use super::{
     buffer::{PIECE, filled, filled_beside, filled_pair},
-    elementwise::{narrow, piece},
+    elementwise::{narrow, with_pieces},
     rows::gather,
     simd::{exp, sigmoid, tanh, vectorized},
 };
@@ -59,8 +59,8 @@ pub(crate) fn activation_gradient(f: Activation, x: Elements<'_>, dy: &[f32]) ->
         }
     }
     with_curve!(f, C => filled(x.len(), PIECE, |i, dx| {
-        let (range, mut room) = (i..i + dx.len(), Vec::new());
-        run(dx, piece(x, range.clone(), &mut room), &dy[range], C {});
+        let range = i..i + dx.len();
+        with_pieces([x], range.clone(), |[x]| run(dx, x, &dy[range], C {}));
     }))
 }
 
@@ -93,8 +93,8 @@ vectorized! {
 /// `f(g)·u`. It is the gradient with respect to `u` as well, if `u` is that of the result.
 pub(crate) fn gated(f: Activation, g: Elements<'_>, u: &[f32]) -> Vec<f32> {
     with_curve!(f, C => filled(g.len(), PIECE, |i, y| {
-        let (range, mut room) = (i..i + y.len(), Vec::new());
-        gate(y, piece(g, range.clone(), &mut room), &u[range], C {});
+        let range = i..i + y.len();
+        with_pieces([g], range.clone(), |[g]| gate(y, g, &u[range], C {}));
     }))
 }
 
@@ -129,10 +129,10 @@ pub(crate) fn gated_halves_gradient(
     d: usize,
 ) -> Vec<f32> {
     with_curve!(f, C => gather(n, 2 * d, |i, dx| {
-        let mut room = Vec::new();
-        let (g, u) = piece(x, i * 2 * d..(i + 1) * 2 * d, &mut room).split_at(d);
-        let (dg, du) = dx.split_at_mut(d);
-        gate_gradients(dg, du, g, u, &dy[i * d..][..d], C {});
+        with_pieces([x], i * 2 * d..(i + 1) * 2 * d, |[x]| {
+            let ((g, u), (dg, du)) = (x.split_at(d), dx.split_at_mut(d));
+            gate_gradients(dg, du, g, u, &dy[i * d..][..d], C {});
+        });
     }))
 }
 
@@ -146,10 +146,8 @@ pub(crate) fn gate_gradient(f: Activation, [g, u]: [Elements<'_>; 2], dy: &[f32]
         }
     }
     with_curve!(f, C => filled(g.len(), PIECE, |i, dg| {
-        let (range, mut rooms) = (i..i + dg.len(), [Vec::new(), Vec::new()]);
-        let [for_g, for_u] = &mut rooms;
-        let (g, u) = (piece(g, range.clone(), for_g), piece(u, range.clone(), for_u));
-        run(dg, g, u, &dy[range], C {});
+        let range = i..i + dg.len();
+        with_pieces([g, u], range.clone(), |[g, u]| run(dg, g, u, &dy[range], C {}));
     }))
 }
 
@@ -160,10 +158,10 @@ pub(crate) fn gated_gradients(
     dy: &[f32],
 ) -> [Vec<f32>; 2] {
     with_curve!(f, C => filled_pair(g.len(), PIECE / 2, |i, dg, du| {
-        let (range, mut rooms) = (i..i + dg.len(), [Vec::new(), Vec::new()]);
-        let [for_g, for_u] = &mut rooms;
-        let (g, u) = (piece(g, range.clone(), for_g), piece(u, range.clone(), for_u));
-        gate_gradients(dg, du, g, u, &dy[range], C {});
+        let range = i..i + dg.len();
+        with_pieces([g, u], range.clone(), |[g, u]| {
+            gate_gradients(dg, du, g, u, &dy[range], C {});
+        });
     }))
 }
 

@@ -1,6 +1,6 @@
 //! Sums, scalings and their like over whole tensors.
 
-use std::ops::Range;
+use std::{cell::RefCell, ops::Range};
 
 use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Tensor};
 use half::bf16;
@@ -72,18 +72,34 @@ pub(crate) fn widened(x: &[bf16]) -> Vec<f32> {
     filled(x.len(), PIECE, |start, y| run(y, &x[start..start + y.len()]))
 }
 
-/// Some of the elements in f32, in `room` if they aren't f32 where they lie.
-pub(crate) fn piece<'p>(
-    of: Elements<'p>,
+thread_local! {
+    static ROOMS: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+}
+
+/// Calls `run` with some of the elements of each, in f32: in buffers that the thread keeps, if they
+/// aren't f32 where they lie. `run` reads no pieces itself.
+pub(crate) fn with_pieces<const N: usize, R>(
+    of: [Elements<'_>; N],
     range: Range<usize>,
-    room: &'p mut Vec<f32>,
-) -> &'p [f32] {
+    run: impl FnOnce([&[f32]; N]) -> R,
+) -> R {
+    const { assert!(N <= 2, "there are two buffers") };
+    ROOMS.with_borrow_mut(|rooms| {
+        let mut rooms = rooms.iter_mut();
+        run(of.map(|of| rooms.next().map_or(&[][..], |room| piece(of, range.clone(), room))))
+    })
+}
+
+fn piece<'p>(of: Elements<'p>, range: Range<usize>, room: &'p mut Vec<f32>) -> &'p [f32] {
     vectorized! {
-        fn widen[T: Element](room: &mut Vec<f32>, from: &[T]) {
-            room.resize(from.len(), 0.0);
-            T::widen(from, 1.0, room);
+        fn widen[T: Element](to: &mut [f32], from: &[T]) {
+            T::widen(from, 1.0, to);
         }
     }
+    if room.len() < range.len() {
+        room.resize(range.len(), 0.0);
+    }
+    let room = &mut room[..range.len()];
     match of {
         Elements::F32(x) => return &x[range],
         Elements::Bf16(x) => widen(room, &x[range]),

@@ -3,7 +3,7 @@
 
 use super::{
     buffer::{filled, piece_rows},
-    elementwise::{lanes_sum, lanes_sums, piece, row_sums},
+    elementwise::{lanes_sum, lanes_sums, row_sums, with_pieces},
     simd::vectorized,
 };
 use crate::weight::Elements;
@@ -114,9 +114,8 @@ pub(crate) fn input_gradient(
         }
     }
     filled(x.len(), piece_rows(columns) * columns, |start, dx| {
-        let (range, mut room) = (start..start + dx.len(), Vec::new());
-        let x = piece(x, range.clone(), &mut room);
-        run(dx, &dy[range], x, weight, eps, center);
+        let range = start..start + dx.len();
+        with_pieces([x], range.clone(), |[x]| run(dx, &dy[range], x, weight, eps, center));
     })
 }
 
@@ -139,7 +138,6 @@ pub(crate) fn weight_gradient(
         }
     }
     row_sums(x.len(), columns, |start, end, dw| {
-        let mut room = Vec::new();
-        run(dw, &dy[start..end], piece(x, start..end, &mut room), eps, center);
+        with_pieces([x], start..end, |[x]| run(dw, &dy[start..end], x, eps, center));
     })
 }
