@@ -11,7 +11,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
 };
 
@@ -28,8 +28,8 @@ use crate::{
 pub struct MappedFile {
     map: Mmap,
     path: String,
-    /// Whether pages are given back each time they have been read.
-    passing: AtomicBool,
+    /// Where the weights begin whose pages are given back each time they have been read.
+    passing_from: AtomicUsize,
 }
 
 impl MappedFile {
@@ -41,7 +41,9 @@ impl MappedFile {
         let shown = path.display().to_string();
         let map = File::open(path).and_then(|f| map(&f));
         match map {
-            Ok(map) => Ok(Arc::new(Self { map, path: shown, passing: AtomicBool::new(false) })),
+            Ok(map) => {
+                Ok(Arc::new(Self { map, path: shown, passing_from: AtomicUsize::new(usize::MAX) }))
+            }
             Err(source) => Err(Error::Map { path: shown, source }),
         }
     }
@@ -51,11 +53,11 @@ impl MappedFile {
         &self.map
     }
 
-    /// From now on, gives the pages of a weight back to the system each time an operation has read
-    /// it: of a large model, one weight at a time is resident. The system still caches the file, so
-    /// that reading it again costs little as long as there is memory to spare.
-    pub fn release_after_reading(&self) {
-        self.passing.store(true, Ordering::Relaxed);
+    /// From now on, gives the pages of weights that begin at this byte or behind it back to the
+    /// system each time an operation has read one: of these, one at a time is resident. The system
+    /// still caches the file, so that reading it again costs no more than finding the pages.
+    pub fn release_after_reading(&self, from: usize) {
+        self.passing_from.store(from, Ordering::Relaxed);
     }
 
     /// Says that these bytes won't be read soon, so that their pages needn't stay in memory.
@@ -383,7 +385,7 @@ impl Weight {
                     DType::F16 => Elements::F16(cast(bytes)),
                     _ => Elements::F32(cast(bytes)),
                 });
-                if file.passing.load(Ordering::Relaxed) {
+                if *start >= file.passing_from.load(Ordering::Relaxed) {
                     file.release(*start, bytes.len());
                 }
                 Ok(found)

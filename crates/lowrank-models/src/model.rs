@@ -31,8 +31,8 @@ pub struct OpenOptions {
     pub device: Option<Device>,
     /// Seed of heads that start fresh.
     pub seed: u64,
-    /// Mapped weights of more bytes than this stay in memory only while they are read, which costs
-    /// a few hundredths of the time of a training step; by default all stay.
+    /// Of mapped weights, those behind the first so many bytes stay in memory only while they are
+    /// read, which costs up to a tenth of the time of a training step; by default all stay.
     pub release_weights_above: Option<usize>,
 }
 

@@ -132,13 +132,15 @@ impl Weights {
         Ok(Self { folder: folder.to_owned(), tensors })
     }
 
-    /// Has weights of more than `limit` bytes in all stay in memory only while they are read: see
-    /// [`MappedFile::release_after_reading`].
+    /// Has weights behind the first `limit` bytes of the files stay in memory only while they are
+    /// read: see [`MappedFile::release_after_reading`].
     pub fn release_above(&self, limit: usize) {
         let files: BTreeMap<&str, &MappedFile> =
             self.tensors.values().map(|p| (p.file_name.as_str(), &*p.file)).collect();
-        if files.values().map(|file| file.bytes().len()).sum::<usize>() > limit {
-            files.values().for_each(|file| file.release_after_reading());
+        let mut before = 0;
+        for file in files.into_values() {
+            file.release_after_reading(limit.saturating_sub(before));
+            before += file.bytes().len();
         }
     }
 

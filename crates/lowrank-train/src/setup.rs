@@ -110,9 +110,8 @@ fn task_of(plan: &Plan, lora: &LoraPlan) -> Result<Task> {
     Ok(task)
 }
 
-/// Bytes of weights above which a run holds them in memory only while it reads them: below, there
-/// is little to win.
-const RELEASED: usize = 1_000_000_000;
+/// Bytes of weights that a run keeps in memory; it holds the others only while it reads them.
+const RESIDENT: usize = 1_200_000_000;
 
 fn open_model(plan: &Plan, task: Task, rows: &Rows, device: candle_core::Device) -> Result<Model> {
     let problem_type =
@@ -133,7 +132,7 @@ fn open_model(plan: &Plan, task: Task, rows: &Rows, device: candle_core::Device)
         overrides: [rope_scaling(plan)?, balance(plan)].concat(),
         device: Some(device),
         seed: plan.train.seed,
-        release_weights_above: Some(RELEASED),
+        release_weights_above: Some(RESIDENT),
     };
     let model = Model::open(&plan.model.model_name_or_path, &options)?;
     if plan.model.moe_aux_loss_coef.is_some() && !model.network().has_penalty() {

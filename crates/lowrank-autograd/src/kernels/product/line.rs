@@ -13,7 +13,11 @@ use half::{bf16, f16};
 
 use super::element::Element;
 #[cfg(target_arch = "x86_64")]
-use crate::kernels::simd::{Level, level};
+use crate::kernels::simd::{Level, level, prefetch_early};
+
+/// How many bytes ahead memory is asked for.
+#[cfg(target_arch = "x86_64")]
+const AHEAD: usize = 4096;
 
 /// An element that a vector of f32 is loaded from.
 pub(super) trait Wide: Element {
@@ -118,6 +122,8 @@ macro_rules! line_dots {
             let whole = row.len() / (U * $lanes) * (U * $lanes);
             for at in (0..whole).step_by(U * $lanes) {
                 for u in 0..U {
+                    // Rows follow each other: what the hardware asks for ends with its page.
+                    prefetch_early(row, at + u * $lanes + AHEAD / size_of::<T>());
                     // SAFETY: `U` vectors from `at` on lie in the row.
                     let w = unsafe { T::$name(row.as_ptr().add(at + u * $lanes)) };
                     for (sums, x) in sums.iter_mut().zip(&few) {
