@@ -77,7 +77,7 @@ thread_local! {
 }
 
 /// Calls `run` with some of the elements of each, in f32: in buffers that the thread keeps, if they
-/// aren't f32 where they lie. `run` reads no pieces itself.
+/// aren't f32 where they lie. `run` neither reads pieces itself nor waits for other tasks.
 pub(crate) fn with_pieces<const N: usize, R>(
     of: [Elements<'_>; N],
     range: Range<usize>,

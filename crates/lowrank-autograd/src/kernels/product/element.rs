@@ -12,6 +12,7 @@ pub(crate) trait Element: Copy + Sync + 'static {
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only packing narrows"))]
     /// The nearest bf16 of each scaled element, as bits, as far as `from` goes.
     fn narrow(from: &[Self], scale: f32, to: &mut [u16]);
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only packing asks"))]
     /// These very elements, by their type.
     fn elements(from: &[Self]) -> Elements<'_>;
 }
@@ -85,6 +86,7 @@ pub(crate) struct Lines<'a, T> {
     pub(crate) step_stride: usize,
 }
 
+#[cfg(target_arch = "x86_64")]
 impl<T> Lines<'_, T> {
     /// The same of other elements.
     pub(crate) fn over<U>(self, data: &[U]) -> Lines<'_, U> {

@@ -173,19 +173,20 @@ mod tests {
 
     /// Every way to multiply a row of these elements with `F` lines, on this machine.
     fn ways<T: Wide, const F: usize>(row: &[T], few: [&[f32]; F]) -> Vec<[f32; F]> {
-        let mut found = vec![rest(row, few, 0, [0.0; F]), dots(row, few)];
+        let found = vec![rest(row, few, 0, [0.0; F]), dots(row, few)];
         #[cfg(target_arch = "x86_64")]
-        {
-            if level() == Level::Avx512 {
-                // SAFETY: the machine has the instructions.
-                found.push(unsafe { avx512::<T, F, 2>(row, few) });
-            }
-            if level() >= Level::Avx2 && is_x86_feature_detected!("f16c") {
-                // SAFETY: as above.
-                found.push(unsafe { avx2::<T, F, 2>(row, few) });
-            }
-        }
+        let found = [found, in_vectors(row, few)].concat();
         found
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn in_vectors<T: Wide, const F: usize>(row: &[T], few: [&[f32]; F]) -> Vec<[f32; F]> {
+        // SAFETY: each runs only where the machine has the instructions.
+        let avx512 = (level() == Level::Avx512).then(|| unsafe { avx512::<T, F, 2>(row, few) });
+        let has_avx2 = level() >= Level::Avx2 && is_x86_feature_detected!("f16c");
+        // SAFETY: as above.
+        let avx2 = has_avx2.then(|| unsafe { avx2::<T, F, 2>(row, few) });
+        avx512.into_iter().chain(avx2).collect()
     }
 
     fn check<T: Wide, const F: usize>(len: usize, element: impl Fn(f32) -> T) {
