@@ -79,7 +79,8 @@ pub(crate) fn pack_left(engine: Engine, from: Lines<'_, f32>, strip: Strip, out:
         return pack_across(engine, from, strip, out);
     }
     let first = strip.first_line * from.line_stride + strip.first;
-    let lines = from.data.get(first..).unwrap_or_default().chunks(from.line_stride.max(strip.len));
+    let stride = from.line_stride.max(strip.len).max(1); // an empty inner dimension has none
+    let lines = from.data.get(first..).unwrap_or_default().chunks(stride);
     // SAFETY: a machine with tiles of bf16 converts to bf16.
     unsafe { narrow::lines::<ROWS>(lines.take(strip.lines), strip.len, strip.scale, out) };
 }
