@@ -20,6 +20,8 @@ mod line;
 mod narrow;
 #[cfg(target_arch = "x86_64")]
 mod pack;
+#[cfg(target_arch = "x86_64")]
+mod panels;
 #[cfg_attr(not(target_arch = "x86_64"), path = "product/no_pairs.rs")]
 mod pairs;
 mod scratch;
@@ -29,6 +31,8 @@ mod setting;
 mod tests;
 #[cfg(target_arch = "x86_64")]
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 pub(crate) use element::Element;
 use engine::Engine;

@@ -4,20 +4,9 @@
 
 #![expect(unsafe_code, reason = "tile instructions, which read panels through pointers")]
 
-use std::{
-    arch::{asm, x86_64::*},
-    mem::MaybeUninit,
-    sync::OnceLock,
-};
+use std::{arch::asm, ptr::null_mut, sync::OnceLock};
 
-use super::{
-    element::Lines,
-    engine::Engine,
-    narrow,
-    pack::{self, Strip},
-    scratch::Scratch,
-    tile::{Place, Run, put_row, transpose_avx512},
-};
+use super::tile::{Place, Run, put_row};
 
 /// Rows (and columns) of the result that a kernel computes.
 pub(crate) const ROWS: usize = 32;
@@ -72,38 +61,6 @@ fn is_permitted() -> bool {
     false
 }
 
-/// Packs a strip of the left factor as [`amx`] reads it: tile after tile of 16 steps, each with 32
-/// lines of them. Lines that don't exist may be left as they are, since nothing reads their results.
-pub(crate) fn pack_left(engine: Engine, from: Lines<'_, f32>, strip: Strip, out: &mut [u32]) {
-    if from.step_stride != 1 {
-        return pack_across(engine, from, strip, out);
-    }
-    let first = strip.first_line * from.line_stride + strip.first;
-    let stride = from.line_stride.max(strip.len).max(1); // an empty inner dimension has none
-    let lines = from.data.get(first..).unwrap_or_default().chunks(stride);
-    // SAFETY: a machine with tiles of bf16 converts to bf16.
-    unsafe { narrow::lines::<ROWS>(lines.take(strip.lines), strip.len, strip.scale, out) };
-}
-
-/// The same where steps, or neither, lie contiguous: packs as for the right factor, and transposes.
-fn pack_across(engine: Engine, from: Lines<'_, f32>, strip: Strip, out: &mut [u32]) {
-    let steps = strip.steps();
-    let mut lanes = Scratch::take(steps.next_multiple_of(STEPS) * ROWS);
-    pack::pack(engine, from, Strip { width: ROWS, ..strip }, &mut lanes);
-    lanes[steps * ROWS..].fill(0);
-    let tiles = lanes.chunks_exact(STEPS * ROWS).zip(out.chunks_exact_mut(STEPS * ROWS));
-    for (from, to) in tiles {
-        for half in [0, 16] {
-            let mut block = [[0; 16]; STEPS];
-            for (to, from) in block.iter_mut().zip(from.chunks_exact(ROWS)) {
-                to.copy_from_slice(&from[half..half + 16]);
-            }
-            // SAFETY: the target has 16 lines of 16 steps from this half on, and the machine AVX-512.
-            unsafe { transpose_avx512(&block, to[half * STEPS..].as_mut_ptr(), STEPS, STEPS) };
-        }
-    }
-}
-
 /// The tile registers of this thread, from their configuration to their release.
 pub(crate) struct Tiles(());
 
@@ -126,109 +83,311 @@ impl Drop for Tiles {
     }
 }
 
-/// The kernel for any number of rows up to 32. `main.a` holds a tile of 16 steps by 32 rows after
-/// another, each row's steps side by side; `main.steps` is a multiple of 16.
+/// The kernel for any number of rows up to 32, as the other engines have them, but without a tail
+/// (which [`tiles`](super::tiles) make steps of their own of). `main.a` holds a tile of 16 steps by
+/// 32 rows after another, each row's steps side by side; `main.steps` is a multiple of 16.
 ///
 /// # Safety
 /// As for the other kernels; [`Tiles`] are configured on this thread.
-#[target_feature(enable = "avx512f")]
-pub(crate) unsafe fn amx(main: Run, tail: Run, place: Place) {
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(crate) unsafe fn amx(main: Run, _tail: Run, place: Place) {
+    let whole = place.rows == ROWS && place.columns == ROWS;
     // SAFETY: the panels hold whole tiles, and the buffer a whole result; what is put lies inside
     // `place`, of which a whole one has 32 rows and columns.
     unsafe {
-        let whole = place.rows == ROWS && place.columns == ROWS;
-        let alone = tail.steps == 0 && (place.bias.is_null() || !place.add);
-        if whole && alone {
-            let begin = match (place.add, place.bias.is_null()) {
-                (true, _) => Start::At(place.to, place.row_stride),
-                (_, false) => Start::At(place.bias, 0),
-                _ => Start::Zero,
-            };
-            for row in 0..ROWS {
-                let to = place.to.wrapping_add(row * place.row_stride);
-                _mm_prefetch::<_MM_HINT_ET0>(to.cast());
-                _mm_prefetch::<_MM_HINT_ET0>(to.wrapping_add(16).cast());
-            }
-            return multiply(main, begin, place.to, place.row_stride);
+        if whole && place.bias.is_null() {
+            let start = if place.add { place.to } else { null_mut() };
+            return multiply(main, Block::new(start, place.row_stride), place.into(), None, Fetch::NONE);
         }
-        let mut sums = MaybeUninit::<Sums>::uninit();
-        let sums = sums.as_mut_ptr().cast::<f32>();
-        multiply(main, Start::Zero, sums, ROWS);
+        let mut sums = Sums::new();
+        multiply(main, Block::NONE, sums.block(), None, Fetch::NONE);
         for row in 0..place.rows {
-            put_row(&place, row, sums.add(row * ROWS), tail);
+            put_row(&place, row, sums.row(row));
         }
     }
 }
 
+/// Sums of a whole result.
 #[repr(align(64))]
-struct Sums([f32; ROWS * ROWS]);
+pub(super) struct Sums([f32; ROWS * ROWS]);
 
-/// What sums begin with.
-#[derive(Clone, Copy)]
-enum Start {
-    Zero,
-    /// 32 rows of 32 elements, so many from one to the next.
-    At(*const f32, usize),
+impl Sums {
+    pub(super) fn new() -> Self {
+        Self([0.0; ROWS * ROWS])
+    }
+
+    pub(super) fn block(&mut self) -> Block {
+        Block::new(self.0.as_mut_ptr(), ROWS)
+    }
+
+    /// 32 of them.
+    pub(super) fn row(&self, row: usize) -> *const f32 {
+        self.0[row * ROWS..].as_ptr()
+    }
 }
 
-/// Multiplies two panels into 32 rows of 32 elements, `stride` apart.
-unsafe fn multiply(of: Run, start: Start, to: *mut f32, stride: usize) {
-    let (start, start_stride) = match start {
-        Start::Zero => (std::ptr::null(), 0),
-        Start::At(at, stride) => (at, stride),
+/// 32 rows of 32 elements in memory, or none.
+#[derive(Clone, Copy)]
+#[expect(dead_code, reason = "the loop reads it")]
+pub(super) struct Block {
+    at: *mut f32,
+    row_bytes: usize,
+}
+
+impl Block {
+    pub(super) const NONE: Self = Self { at: null_mut(), row_bytes: 0 };
+
+    /// `stride` elements from one row to the next.
+    pub(super) fn new(at: *mut f32, stride: usize) -> Self {
+        Self { at, row_bytes: stride * size_of::<f32>() }
+    }
+}
+
+impl From<Place> for Block {
+    fn from(place: Place) -> Self {
+        Self::new(place.to, place.row_stride)
+    }
+}
+
+/// A whole result that waits to be put where it belongs.
+#[derive(Clone, Copy)]
+pub(super) struct Waiting {
+    pub(super) sums: *const f32,
+    pub(super) to: *mut u8,
+    pub(super) row_bytes: usize,
+    /// Whether it is put as bf16.
+    pub(super) narrow: bool,
+}
+
+impl Waiting {
+    /// Puts the rows from `first` on.
+    ///
+    /// # Safety
+    /// 32 rows of sums, and as many rows of 32 elements where they belong.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(super) unsafe fn put(&self, first: usize) {
+        use std::arch::x86_64::*;
+        for row in first..ROWS {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let from = self.sums.add(row * ROWS);
+                let (low, high) = (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16)));
+                let to = self.to.add(row * self.row_bytes);
+                if self.narrow {
+                    to.cast::<__m512bh>().write_unaligned(_mm512_cvtne2ps_pbh(high, low));
+                } else {
+                    _mm512_storeu_ps(to.cast(), low);
+                    _mm512_storeu_ps(to.cast::<f32>().add(16), high);
+                }
+            }
+        }
+    }
+}
+
+/// Puts some rows and columns of a result on top of what stands at `begin`, rows so many elements
+/// apart.
+///
+/// # Safety
+/// So many rows and columns lie inside both.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub(super) unsafe fn put_edge(
+    what: &Waiting,
+    [rows, columns]: [usize; 2],
+    begin: Option<(*mut f32, usize)>,
+) {
+    use std::arch::x86_64::*;
+    let mask = u32::MAX >> (32 - columns as u32);
+    for (row, half) in (0..rows).flat_map(|row| [(row, 0), (row, 16)]) {
+        let mask = (mask >> half) as u16;
+        // SAFETY: the caller's promise; the masks touch nothing beyond.
+        unsafe {
+            let mut sum = _mm512_loadu_ps(what.sums.add(row * ROWS + half));
+            if let Some((at, stride)) = begin {
+                let at = at.wrapping_add(row * stride + half);
+                sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, at));
+            }
+            let to = what.to.add(row * what.row_bytes);
+            if what.narrow {
+                let pairs = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(sum));
+                _mm256_mask_storeu_epi16(to.cast::<i16>().wrapping_add(half), mask, pairs);
+            } else {
+                _mm512_mask_storeu_ps(to.cast::<f32>().wrapping_add(half), mask, sum);
+            }
+        }
+    }
+}
+
+/// Memory that will be wanted soon: two places a step, each so many bytes from the last one's.
+#[derive(Clone, Copy)]
+pub(super) struct Fetch {
+    pub(super) at: [*const u8; 2],
+    pub(super) step: usize,
+}
+
+impl Fetch {
+    pub(super) const NONE: Self = Self { at: [std::ptr::null(); 2], step: 0 };
+}
+
+/// What the loop reads from memory, since it wants more numbers than there are registers.
+#[repr(C)]
+struct Plan {
+    of: [*const u32; 2],
+    start: Block,
+    sums: Block,
+    /// Steps beside which two rows of what waits are put, and the others.
+    steps: [usize; 2],
+    waiting: *const f32,
+    to: *mut u8,
+    to_row: usize,
+    fetch: [*const u8; 2],
+    fetch_step: usize,
+}
+
+/// Tiles of a step are loaded and multiplied: 32 × 32 × 32. The rows of a tile of either factor lie
+/// 64 bytes apart in the left panel and 128 in the right one.
+macro_rules! step {
+    () => {
+        "tileloadd tmm4, [{a} + {w} * 1]
+         tileloadd tmm6, [{b} + {w} * 2]
+         tileloadd tmm7, [{b} + {w} * 2 + 64]
+         tdpbf16ps tmm0, tmm4, tmm6
+         tileloadd tmm5, [{a} + {w} * 1 + 1024]
+         tdpbf16ps tmm1, tmm4, tmm7
+         prefetcht1 [{f}]
+         prefetcht1 [{g}]
+         tdpbf16ps tmm2, tmm5, tmm6
+         tdpbf16ps tmm3, tmm5, tmm7
+         add {a}, 2048
+         add {b}, 2048
+         add {f}, {h}
+         add {g}, {h}"
     };
-    // SAFETY: the panels hold `steps / 16` tiles of 2048 bytes; four tiles are read where the
-    // caller has a start, and stored where it has room.
-    unsafe {
+}
+
+/// The loop, in which `$put` puts the rows of 32 sums in zmm0, zmm1 and zmm2, zmm3 at `{p}`.
+macro_rules! run {
+    ($plan:ident, $put:literal) => {
         asm!(
-            "test {start}, {start}",
-            "jz 4f",
-            "tileloadd tmm0, [{start} + {start_row} * 1]",
-            "tileloadd tmm1, [{start} + {start_row} * 1 + 64]",
-            "tileloadd tmm2, [{start_below} + {start_row} * 1]",
-            "tileloadd tmm3, [{start_below} + {start_row} * 1 + 64]",
-            "jmp 5f",
-            "4:",
+            "mov {s}, [{plan} + 16]",
+            "test {s}, {s}",
+            "jz 2f",
+            "mov {r}, [{plan} + 24]",
+            "mov {p}, {r}",
+            "shl {p}, 4",
+            "add {p}, {s}",
+            "tileloadd tmm0, [{s} + {r} * 1]",
+            "tileloadd tmm1, [{s} + {r} * 1 + 64]",
+            "tileloadd tmm2, [{p} + {r} * 1]",
+            "tileloadd tmm3, [{p} + {r} * 1 + 64]",
+            "jmp 3f",
+            "2:",
             "tilezero tmm0",
             "tilezero tmm1",
             "tilezero tmm2",
             "tilezero tmm3",
-            "5:",
-            "test {n}, {n}",
-            "jz 3f",
-            "2:",
-            "tileloadd tmm4, [{a} + {a_row} * 1]",
-            "tileloadd tmm6, [{b} + {b_row} * 1]",
-            "tileloadd tmm7, [{b} + {b_row} * 1 + 64]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm5, [{a} + {a_row} * 1 + 1024]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {a}, 2048",
-            "add {b}, 2048",
-            "dec {n}",
-            "jnz 2b",
             "3:",
-            "tilestored [{to} + {to_row} * 1], tmm0",
-            "tilestored [{to} + {to_row} * 1 + 64], tmm1",
-            "tilestored [{below} + {to_row} * 1], tmm2",
-            "tilestored [{below} + {to_row} * 1 + 64], tmm3",
-            start = in(reg) start,
-            start_below = in(reg) start.wrapping_add(16 * start_stride),
-            start_row = in(reg) 4 * start_stride,
-            a = inout(reg) of.a => _,
-            b = inout(reg) of.b => _,
-            n = inout(reg) of.steps / STEPS => _,
-            a_row = in(reg) 64_usize,
-            b_row = in(reg) 128_usize,
-            to = in(reg) to,
-            below = in(reg) to.wrapping_add(16 * stride),
-            to_row = in(reg) 4 * stride,
+            "mov {a}, [{plan}]",
+            "mov {b}, [{plan} + 8]",
+            "mov {n}, [{plan} + 48]",
+            "mov {s}, [{plan} + 64]",
+            "mov {p}, [{plan} + 72]",
+            "mov {r}, [{plan} + 80]",
+            "mov {f}, [{plan} + 88]",
+            "mov {g}, [{plan} + 96]",
+            "mov {h}, [{plan} + 104]",
+            "mov {w}, 64",
+            "test {n}, {n}",
+            "jz 5f",
+            "4:",
+            step!(),
+            "vmovups zmm0, [{s}]",
+            "vmovups zmm1, [{s} + 64]",
+            "vmovups zmm2, [{s} + 128]",
+            "vmovups zmm3, [{s} + 192]",
+            $put,
+            "lea {p}, [{p} + {r} * 2]",
+            "add {s}, 256",
+            "dec {n}",
+            "jnz 4b",
+            "5:",
+            "mov {n}, [{plan} + 56]",
+            "test {n}, {n}",
+            "jz 7f",
+            "6:",
+            step!(),
+            "dec {n}",
+            "jnz 6b",
+            "7:",
+            "mov {s}, [{plan} + 32]",
+            "mov {r}, [{plan} + 40]",
+            "mov {p}, {r}",
+            "shl {p}, 4",
+            "add {p}, {s}",
+            "tilestored [{s} + {r} * 1], tmm0",
+            "tilestored [{s} + {r} * 1 + 64], tmm1",
+            "tilestored [{p} + {r} * 1], tmm2",
+            "tilestored [{p} + {r} * 1 + 64], tmm3",
+            plan = in(reg) &raw const $plan,
+            a = out(reg) _, b = out(reg) _, n = out(reg) _, w = out(reg) _, s = out(reg) _,
+            p = out(reg) _, r = out(reg) _, f = out(reg) _, g = out(reg) _, h = out(reg) _,
+            out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
-        );
+        )
+    };
+}
+
+/// Multiplies two panels into `to`, on top of what stands at `start`; meanwhile puts what waits,
+/// and asks for memory.
+///
+/// # Safety
+/// The panels hold whole tiles of `of.steps`, blocks are readable and writable, and what waits is
+/// as [`Waiting::put`] wants it; [`Tiles`] are configured on this thread.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) unsafe fn multiply(
+    of: Run,
+    start: Block,
+    to: Block,
+    waiting: Option<Waiting>,
+    fetch: Fetch,
+) {
+    let turns = of.steps / STEPS;
+    let busy = if waiting.is_some() { turns.min(ROWS / 2) } else { 0 };
+    if let Some(waiting) = waiting.filter(|_| 2 * busy < ROWS) {
+        // SAFETY: the caller's promise.
+        unsafe { waiting.put(2 * busy) };
+    }
+    let plan = Plan {
+        of: [of.a, of.b],
+        start,
+        sums: to,
+        steps: [busy, turns - busy],
+        waiting: waiting.map_or(std::ptr::null(), |w| w.sums),
+        to: waiting.map_or(null_mut(), |w| w.to),
+        to_row: waiting.map_or(0, |w| w.row_bytes),
+        fetch: fetch.at.map(|at| if at.is_null() { of.a.cast() } else { at }),
+        fetch_step: fetch.step,
+    };
+    // SAFETY: the caller's promise; a prefetch of any address is allowed.
+    unsafe {
+        if waiting.is_some_and(|w| w.narrow) {
+            run!(
+                plan,
+                "vcvtne2ps2bf16 zmm0, zmm1, zmm0
+                 vcvtne2ps2bf16 zmm2, zmm3, zmm2
+                 vmovdqu64 [{p}], zmm0
+                 vmovdqu64 [{p} + {r}], zmm2"
+            );
+        } else {
+            run!(
+                plan,
+                "vmovups [{p}], zmm0
+                 vmovups [{p} + 64], zmm1
+                 vmovups [{p} + {r}], zmm2
+                 vmovups [{p} + {r} + 64], zmm3"
+            );
+        }
     }
 }
 
@@ -236,9 +395,10 @@ unsafe fn multiply(of: Run, start: Start, to: *mut f32, stride: usize) {
 ///
 /// # Safety
 /// [`exists`] holds.
+#[target_feature(enable = "avx512f,avx512bf16")]
 pub(crate) unsafe fn spin(steps: usize) {
-    let panel = Sums([0.0; ROWS * ROWS]);
-    let mut sums = Sums([0.0; ROWS * ROWS]);
+    let panel = Sums::new();
+    let mut sums = Sums::new();
     let lanes = panel.0.as_ptr().cast();
     let run = Run { steps: STEPS, a: lanes, b: lanes };
     // SAFETY: the caller's promise.
@@ -246,7 +406,7 @@ pub(crate) unsafe fn spin(steps: usize) {
     // 24 vectors of 16 products a step there, 32³ a turn here.
     for _ in 0..steps * 24 / 2048 {
         // SAFETY: the panel holds two tiles of either side, the buffer a result.
-        unsafe { multiply(run, Start::Zero, sums.0.as_mut_ptr(), ROWS) };
+        unsafe { multiply(run, Block::NONE, sums.block(), None, Fetch::NONE) };
     }
     std::hint::black_box(&sums.0);
 }

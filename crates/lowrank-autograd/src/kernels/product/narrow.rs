@@ -6,6 +6,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
+use super::tile::transpose_rows;
 use crate::kernels::simd::{Level, level};
 
 /// Lanes of a vector.
@@ -39,6 +40,52 @@ pub(super) fn lines<'a, const HEIGHT: usize>(
             round_vector(line, part * 2 * LANES, scale, &mut to[i]);
         }
     }
+}
+
+/// [`lines`] of bf16 as they are.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) fn copy_lines<'a, const HEIGHT: usize>(
+    lines: impl Iterator<Item = &'a [bf16]>,
+    len: usize,
+    to: &mut [u32],
+) {
+    let to = to.as_chunks_mut::<LANES>().0;
+    for (i, line) in lines.enumerate() {
+        let line = line.get(..len).unwrap_or_default();
+        for (part, to) in to.chunks_exact_mut(HEIGHT).enumerate() {
+            let pairs = load_pairs(line, part * 2 * LANES);
+            // SAFETY: the target is one vector.
+            unsafe { _mm512_storeu_si512(to[i].as_mut_ptr().cast(), pairs) };
+        }
+    }
+}
+
+/// Packs the pairs of 32 lines of bf16, step after step; zeros after a line's end.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) fn transpose_lines<'a>(line: impl Fn(usize) -> &'a [bf16], to: &mut [u32]) {
+    for half in [0, LANES] {
+        let mut lines = [&[][..]; LANES];
+        for i in 0..LANES {
+            lines[i] = line(half + i);
+        }
+        for (part, to) in to.chunks_exact_mut(2 * LANES * LANES).enumerate() {
+            let mut rows = [_mm512_setzero_si512(); LANES];
+            for i in 0..LANES {
+                rows[i] = load_pairs(lines[i], part * 2 * LANES);
+            }
+            // SAFETY: the target holds 16 steps of 32 lanes.
+            unsafe { transpose_rows(rows, to[half..].as_mut_ptr(), 2 * LANES, u16::MAX) };
+        }
+    }
+}
+
+/// Pairs of a line from its element `first` on, with zeros after the end.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn load_pairs(line: &[bf16], first: usize) -> __m512i {
+    let rest = line.get(first..).unwrap_or_default();
+    let mask = if rest.len() < 2 * LANES { (1 << rest.len()) - 1 } else { u32::MAX };
+    // SAFETY: the mask keeps the load inside the slice.
+    unsafe { _mm512_maskz_loadu_epi16(mask, rest.as_ptr().cast()) }
 }
 
 #[target_feature(enable = "avx512f,avx512bf16")]

@@ -313,7 +313,7 @@ fn weave([low, high]: &[[u16; 32]; 2], to: &mut [u32; 32]) {
 }
 
 /// Neither lies contiguous.
-fn one_by_one<T: Element>(from: Lines<'_, T>, strip: Strip, out: &mut [u32]) {
+pub(super) fn one_by_one<T: Element>(from: Lines<'_, T>, strip: Strip, out: &mut [u32]) {
     let per_step = strip.lanes.per_step();
     for (step, to) in out.chunks_exact_mut(strip.width).enumerate() {
         for (line, to) in to.iter_mut().enumerate() {

@@ -5,6 +5,7 @@ use super::{
     element::Lines,
     engine::Engine,
     pack::{self, Lanes, Strip},
+    panels,
     tile::{AMX, AVX2_F32, AVX512_BF16, AVX512_F32, Kernel},
 };
 use crate::weight::Elements;
@@ -57,7 +58,10 @@ impl Setting {
     pub(super) fn pack_left(&self, from: &Factor<'_>, strip: Strip, out: &mut [u32]) {
         match (self.whole, from.elements) {
             (amx::STEPS, Elements::F32(data)) => {
-                amx::pack_left(self.engine, from.lines_of(data), strip, out);
+                panels::pack_left(self.engine, from.lines_of(data), strip, out);
+            }
+            (amx::STEPS, Elements::Bf16(data)) => {
+                panels::pack_left(self.engine, from.lines_of(data), strip, out);
             }
             _ => self.pack(from, strip, out),
         }

@@ -59,26 +59,15 @@ unsafe fn put(place: &Place, row: usize, sums: [__m512; 2]) {
     }
 }
 
-/// Puts a row of 32 sums after adding the row's product of `tail`.
+/// Puts a row of 32 sums.
 ///
 /// # Safety
-/// 32 numbers can be read at `sums`, `tail` holds `place.rows` and 32 lanes a step, and `place` has
-/// this row.
+/// 32 numbers can be read at `sums`, and `place` has this row.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(crate) unsafe fn put_row(place: &Place, row: usize, sums: *const f32, tail: Run) {
+pub(crate) unsafe fn put_row(place: &Place, row: usize, sums: *const f32) {
     // SAFETY: the caller's promise.
-    unsafe {
-        let mut sums = [_mm512_loadu_ps(sums), _mm512_loadu_ps(sums.add(16))];
-        for step in 0..tail.steps {
-            let lane = _mm512_set1_ps(tail.a.add(step * place.rows + row).cast::<f32>().read());
-            for (half, sum) in sums.iter_mut().enumerate() {
-                let b = _mm512_loadu_ps(tail.b.add(32 * step + 16 * half).cast());
-                *sum = _mm512_fmadd_ps(lane, b, *sum);
-            }
-        }
-        put(place, row, sums);
-    }
+    unsafe { put(place, row, [_mm512_loadu_ps(sums), _mm512_loadu_ps(sums.add(16))]) };
 }
 
 /// Defines `$name<ROWS>`: a tile of `ROWS` × 32 over AVX-512; `$dot` multiplies lanes of `main`.
@@ -238,36 +227,49 @@ pub(crate) unsafe fn transpose_avx512(
     stride: usize,
     width: usize,
 ) {
-    // SAFETY: the lines are whole arrays, the stores lie where the caller has room.
-    unsafe {
-        let row = |i: usize| _mm512_loadu_si512(lines[i].as_ptr().cast());
-        let mut t = [_mm512_setzero_si512(); 16];
-        for i in 0..8 {
-            t[2 * i] = _mm512_unpacklo_epi32(row(2 * i), row(2 * i + 1));
-            t[2 * i + 1] = _mm512_unpackhi_epi32(row(2 * i), row(2 * i + 1));
-        }
-        // Groups of 4 lines: `u[4g + c]` has column `c` of every 128-bit part.
-        let mut u = [_mm512_setzero_si512(); 16];
-        for g in 0..4 {
-            u[4 * g] = _mm512_unpacklo_epi64(t[4 * g], t[4 * g + 2]);
-            u[4 * g + 1] = _mm512_unpackhi_epi64(t[4 * g], t[4 * g + 2]);
-            u[4 * g + 2] = _mm512_unpacklo_epi64(t[4 * g + 1], t[4 * g + 3]);
-            u[4 * g + 3] = _mm512_unpackhi_epi64(t[4 * g + 1], t[4 * g + 3]);
-        }
-        let mask = (u32::MAX >> (32 - width as u32)) as u16;
-        let store = |column: usize, v: __m512i| {
-            _mm512_mask_storeu_epi32(out.add(column * stride).cast(), mask, v);
-        };
-        for c in 0..4 {
-            let low = _mm512_shuffle_i32x4::<0b1000_1000>(u[c], u[4 + c]);
-            let high = _mm512_shuffle_i32x4::<0b1101_1101>(u[c], u[4 + c]);
-            let low2 = _mm512_shuffle_i32x4::<0b1000_1000>(u[8 + c], u[12 + c]);
-            let high2 = _mm512_shuffle_i32x4::<0b1101_1101>(u[8 + c], u[12 + c]);
-            store(c, _mm512_shuffle_i32x4::<0b1000_1000>(low, low2));
-            store(c + 4, _mm512_shuffle_i32x4::<0b1000_1000>(high, high2));
-            store(c + 8, _mm512_shuffle_i32x4::<0b1101_1101>(low, low2));
-            store(c + 12, _mm512_shuffle_i32x4::<0b1101_1101>(high, high2));
-        }
+    let mut rows = [_mm512_setzero_si512(); 16];
+    for i in 0..16 {
+        // SAFETY: the lines are whole arrays.
+        rows[i] = unsafe { _mm512_loadu_si512(lines[i].as_ptr().cast()) };
+    }
+    let mask = (u32::MAX >> (32 - width as u32)) as u16;
+    // SAFETY: the caller's promise.
+    unsafe { transpose_rows(rows, out, stride, mask) };
+}
+
+/// [`transpose_avx512`] of lines in registers; `mask` has a bit for each line that is stored.
+///
+/// # Safety
+/// `out` has room for 15 strides and the lanes of the mask.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(crate) unsafe fn transpose_rows(rows: [__m512i; 16], out: *mut u32, stride: usize, mask: u16) {
+    let mut t = [_mm512_setzero_si512(); 16];
+    for i in 0..8 {
+        t[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+    }
+    // Groups of 4 lines: `u[4g + c]` has column `c` of every 128-bit part.
+    let mut u = [_mm512_setzero_si512(); 16];
+    for g in 0..4 {
+        u[4 * g] = _mm512_unpacklo_epi64(t[4 * g], t[4 * g + 2]);
+        u[4 * g + 1] = _mm512_unpackhi_epi64(t[4 * g], t[4 * g + 2]);
+        u[4 * g + 2] = _mm512_unpacklo_epi64(t[4 * g + 1], t[4 * g + 3]);
+        u[4 * g + 3] = _mm512_unpackhi_epi64(t[4 * g + 1], t[4 * g + 3]);
+    }
+    let store = |column: usize, v: __m512i| {
+        // SAFETY: the caller's promise; the mask stores nothing else.
+        unsafe { _mm512_mask_storeu_epi32(out.add(column * stride).cast(), mask, v) };
+    };
+    for c in 0..4 {
+        let low = _mm512_shuffle_i32x4::<0b1000_1000>(u[c], u[4 + c]);
+        let high = _mm512_shuffle_i32x4::<0b1101_1101>(u[c], u[4 + c]);
+        let low2 = _mm512_shuffle_i32x4::<0b1000_1000>(u[8 + c], u[12 + c]);
+        let high2 = _mm512_shuffle_i32x4::<0b1101_1101>(u[8 + c], u[12 + c]);
+        store(c, _mm512_shuffle_i32x4::<0b1000_1000>(low, low2));
+        store(c + 4, _mm512_shuffle_i32x4::<0b1000_1000>(high, high2));
+        store(c + 8, _mm512_shuffle_i32x4::<0b1101_1101>(low, low2));
+        store(c + 12, _mm512_shuffle_i32x4::<0b1101_1101>(high, high2));
     }
 }
 

@@ -1,0 +1,273 @@
+//! Products of bf16 weights in tiles of AMX, whose arithmetic takes so little time that the rest is
+//! what counts: panels come from the second-level cache; a result is rounded and put where it
+//! belongs while the next one is made; so are the weights of the next block asked for.
+//!
+//! A block of the left factor is packed once for all tasks. Each task packs a block of strips of the
+//! right one and goes through it row by row, so that what it puts lies side by side.
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::{
+    Job, Shared,
+    amx::{self, Block, Fetch, ROWS, STEPS, Sums, Waiting},
+    panels::{self, Extra},
+    scratch::Scratch,
+    setting::Setting,
+    tile::Run,
+};
+
+/// Most elements of the inner dimension, and rows, that are multiplied at a time: 2 MB of bf16.
+const INNER: usize = 2048;
+const HEIGHT: usize = 512;
+/// Strips of a block.
+const STRIPS: usize = 6;
+/// Multiplications below which tasks cost more than they bring.
+const SERIAL: usize = 1 << 17;
+
+/// Where a product goes.
+#[derive(Clone, Copy)]
+pub(super) enum Out {
+    F32(*mut f32),
+    /// Rounded.
+    Bf16(*mut bf16),
+}
+
+impl Out {
+    fn at(self, offset: usize) -> *mut u8 {
+        match self {
+            Self::F32(to) => to.wrapping_add(offset).cast(),
+            Self::Bf16(to) => to.wrapping_add(offset).cast(),
+        }
+    }
+
+    fn size(self) -> usize {
+        match self {
+            Self::F32(_) => size_of::<f32>(),
+            Self::Bf16(_) => size_of::<bf16>(),
+        }
+    }
+}
+
+/// A matrix of the target's shape: its memory and elements from row to row.
+#[derive(Clone, Copy)]
+struct Rows<P> {
+    at: P,
+    stride: usize,
+}
+
+/// A piece of the inner dimension for some of the rows.
+struct Piece<'a> {
+    of: &'a Job<'a>,
+    setting: Setting,
+    /// First row and number of rows.
+    rows: [usize; 2],
+    /// First and number of elements of the inner dimension.
+    inner: [usize; 2],
+    extra: Extra<'a>,
+    /// Whether sums begin with what stands there; from row 0 on.
+    begin: Option<Rows<Shared>>,
+    to: Rows<Out>,
+}
+
+#[expect(unsafe_code, reason = "tasks write disjoint parts of one target")]
+// SAFETY: every task writes elements of its own.
+unsafe impl Sync for Piece<'_> {}
+
+impl Job<'_> {
+    /// Multiplies into memory at `to`, rows `stride` apart.
+    ///
+    /// # Safety
+    /// `to` is writable for all rows, which don't overlap, and the machine has AMX.
+    #[expect(unsafe_code, reason = "the target is a pointer, since it may not be initialized yet")]
+    pub(super) unsafe fn run_tiles(&self, setting: Setting, to: Out, stride: usize) {
+        let (m, n, k) = (self.a.lines, self.b.lines, self.a.inner);
+        let pieces = k.div_ceil(INNER).max(1);
+        let len = k.div_ceil(pieces).next_multiple_of(2 * STEPS);
+        for row in (0..m).step_by(HEIGHT) {
+            let rows = HEIGHT.min(m - row);
+            // Rounded once, at the end.
+            let mut sums = match to {
+                Out::Bf16(_) if pieces > 1 => Scratch::take(rows * n),
+                _ => Scratch::take(0),
+            };
+            let between = match to {
+                Out::F32(to) => Rows { at: Shared(to.wrapping_add(row * stride)), stride },
+                Out::Bf16(_) => Rows { at: Shared(sums.as_mut_ptr().cast()), stride: n },
+            };
+            for piece in 0..pieces {
+                let (first, is_last) = ((piece * len).min(k), piece + 1 == pieces);
+                let tails = if is_last { self.tails } else { &[] };
+                let to = match to {
+                    Out::Bf16(to) if is_last => Out::Bf16(to.wrapping_add(row * stride)),
+                    _ => Out::F32(between.at.0),
+                };
+                let stride = if matches!(to, Out::F32(_)) { between.stride } else { stride };
+                let piece = Piece {
+                    of: self,
+                    setting,
+                    rows: [row, rows],
+                    inner: [first, len.min(k - first)],
+                    extra: Extra { tails, bias: self.bias.filter(|_| is_last) },
+                    begin: (self.add || piece > 0).then_some(between),
+                    to: Rows { at: to, stride },
+                };
+                piece.multiply();
+            }
+        }
+    }
+}
+
+impl Piece<'_> {
+    /// Steps of a panel: those of the main factors, and all.
+    fn steps(&self) -> [usize; 2] {
+        let main = self.inner[1].div_ceil(2).next_multiple_of(STEPS);
+        [main, main + self.extra.steps()]
+    }
+
+    fn multiply(&self) {
+        let [main, steps] = self.steps();
+        let [row, rows] = self.rows;
+        let (panels, strips) = (rows.div_ceil(ROWS), self.of.b.lines.div_ceil(ROWS));
+        let mut left = Scratch::take(panels * ROWS * steps);
+        let pack = |(panel, out): (usize, &mut [u32])| {
+            let first = panel * ROWS;
+            let lines = ROWS.min(rows - first);
+            let (out, beside) = out.split_at_mut(main * ROWS);
+            self.setting.pack_left(&self.of.a, self.strip(row + first, lines), out);
+            self.extra.pack_left(row + first, lines, beside);
+        };
+        let size = (ROWS * steps).max(1);
+        let parallel = self.of.parallel && rows * self.of.b.lines * self.inner[1] > SERIAL;
+        match parallel {
+            true => left.par_chunks_mut(size).enumerate().for_each(pack),
+            false => left.chunks_mut(size).enumerate().for_each(pack),
+        }
+        // How work is cut up makes no difference to any sum.
+        let threads = if parallel { rayon::current_num_threads() } else { 1 };
+        let blocks = strips.div_ceil(STRIPS).next_multiple_of(threads).min(strips);
+        let cuts = threads.div_ceil(blocks.max(1)).min(panels.max(1));
+        let task = |index: usize| {
+            let part = |i: usize, of: usize, all: usize| i * all / of..(i + 1) * all / of;
+            let (block, cut) = (index / cuts, index % cuts);
+            let next = if block + 1 < blocks { part(block + 1, blocks, strips) } else { 0..0 };
+            let columns = [part(block, blocks, strips), next];
+            self.block(columns, part(cut, cuts, panels), &left);
+        };
+        match parallel {
+            true => (0..blocks * cuts).into_par_iter().for_each(task),
+            false => (0..blocks * cuts).for_each(task),
+        }
+    }
+
+    fn strip(&self, first_line: usize, lines: usize) -> super::pack::Strip {
+        let [first, len] = self.inner;
+        let (lanes, scale) = (self.setting.lanes, self.of.scale);
+        super::pack::Strip { first_line, lines, first, len, width: lines, lanes, scale }
+    }
+
+    /// Multiplies strips of the right factor with panels of the left one.
+    #[expect(unsafe_code, reason = "tile kernels take pointers")]
+    fn block(
+        &self,
+        [strips, next]: [std::ops::Range<usize>; 2],
+        panels: std::ops::Range<usize>,
+        left: &[u32],
+    ) {
+        let [_, steps] = self.steps();
+        let right = self.pack_right(&strips);
+        let mut sums = [Sums::new(), Sums::new()];
+        let mut waiting: Option<Waiting> = None;
+        let tiles = panels.len() * strips.len();
+        // SAFETY: this runs where tiles exist.
+        let _tiles = unsafe { amx::Tiles::configure() };
+        for (i, panel) in panels.enumerate() {
+            for (j, strip) in strips.clone().enumerate() {
+                let (row, column) = (panel * ROWS, strip * ROWS);
+                let size = [self.rows[1] - row, self.of.b.lines - column].map(|len| len.min(ROWS));
+                let whole = size == [ROWS; 2];
+                let begin = self.begin.map(|b| (b.at.at(row * b.stride + column), b.stride));
+                let start = begin.filter(|_| whole).map_or(Block::NONE, |(at, s)| Block::new(at, s));
+                let a = left[row * steps..].as_ptr();
+                let run = Run { steps, a, b: right[j * panel_len(steps)..].as_ptr() };
+                let number = i * strips.len() + j;
+                let now = &mut sums[number % 2]; // the other one waits
+                let fetch = self.fetch(&next, [number, tiles]);
+                // SAFETY: the panels hold `steps` steps, whole results are read and put where the
+                // target has room, and this thread's tiles are configured.
+                unsafe { amx::multiply(run, start, now.block(), waiting.take(), fetch) };
+                let to = self.to.at.at(row * self.to.stride + column);
+                let row_bytes = self.to.stride * self.to.at.size();
+                let narrow = matches!(self.to.at, Out::Bf16(_));
+                let put = Waiting { sums: now.row(0), to, row_bytes, narrow };
+                if whole {
+                    waiting = Some(put);
+                } else {
+                    // SAFETY: so many rows and columns lie inside the target.
+                    unsafe { amx::put_edge(&put, size, begin) };
+                }
+            }
+        }
+        if let Some(waiting) = waiting {
+            // SAFETY: as above.
+            unsafe { waiting.put(0) };
+        }
+    }
+
+    fn pack_right(&self, strips: &std::ops::Range<usize>) -> Scratch {
+        let [main, steps] = self.steps();
+        let mut right = Scratch::take(strips.len() * panel_len(steps));
+        let first = strips.start * ROWS;
+        let lines = (self.of.b.lines - first).min(strips.len() * ROWS);
+        let mut beside = Vec::with_capacity(strips.len());
+        let panels = right.chunks_exact_mut(panel_len(steps).max(1));
+        let mut panels: Vec<&mut [u32]> = panels
+            .map(|panel| {
+                let (own, rest) = panel.split_at_mut(main * ROWS);
+                beside.push(&mut rest[..(steps - main) * ROWS]);
+                own
+            })
+            .collect();
+        panels::pack_right(&self.of.b, [first, lines], self.inner, &mut panels);
+        for (i, out) in beside.into_iter().enumerate() {
+            let columns = ROWS.min(lines - i * ROWS);
+            self.extra.pack_right(first + i * ROWS, columns, out);
+        }
+        right
+    }
+
+    /// What the tile of this number, of so many, asks for of the strips that come next.
+    fn fetch(&self, strips: &std::ops::Range<usize>, [number, tiles]: [usize; 2]) -> Fetch {
+        let b = &self.of.b;
+        let super::Elements::Bf16(data) = b.elements else { return Fetch::NONE };
+        let [first, len] = self.inner;
+        let at = |line: usize, element: usize| {
+            let offset = line * b.line_stride + (first + element) * b.step_stride;
+            data.as_ptr().wrapping_add(offset).cast::<u8>()
+        };
+        let lines = strips.len() * ROWS;
+        if b.step_stride == 1 {
+            // Two lines, in as many steps as they have cache lines.
+            let line = strips.start * ROWS + 2 * number;
+            if 2 * number >= lines {
+                return Fetch::NONE;
+            }
+            return Fetch { at: [at(line, 0), at(line + 1, 0)], step: 64 };
+        }
+        // One strip's part of as many elements of the inner dimension as there are steps, twice.
+        let turns = len.div_ceil(2 * STEPS);
+        let (strip, part) = (number % strips.len().max(1), number / strips.len().max(1));
+        let element = 2 * part * turns;
+        if element >= len || strips.is_empty() || tiles == 0 {
+            return Fetch::NONE;
+        }
+        let line = (strips.start + strip) * ROWS;
+        Fetch { at: [at(line, element), at(line, element + turns)], step: 2 * b.step_stride }
+    }
+}
+
+/// Lanes from one panel of the right factor to the next: not a multiple of a page, so that the same
+/// steps of all don't want the same lines of a cache.
+fn panel_len(steps: usize) -> usize {
+    steps * ROWS + 32
+}
