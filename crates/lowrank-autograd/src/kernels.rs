@@ -3,11 +3,12 @@
 //! How work is cut up depends on the problem's size alone, never on the number of threads, so the
 //! bits of a result don't either.
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
-use candle_core::{DType, Device, Storage, StorageRef, Tensor};
+use candle_core::{CpuStorage, DType, Device, Storage, StorageRef, Tensor};
+use half::bf16;
 
-use crate::{Error, Result, composed::composes_on_cpu};
+use crate::{Error, Result, composed::composes_on_cpu, weight::Elements};
 
 pub(crate) mod activation;
 pub mod adamw;
@@ -22,19 +23,18 @@ pub(crate) mod rotary;
 pub(crate) mod rows;
 pub(crate) mod simd;
 
-/// A contiguous f32 tensor's elements, borrowed.
-pub(crate) struct F32<'a> {
+/// The elements of a contiguous tensor of f32 or bf16, borrowed.
+pub(crate) struct Floats<'a> {
     storage: StorageRef<'a>,
-    start: usize,
-    len: usize,
+    range: Range<usize>,
 }
 
-impl<'a> F32<'a> {
-    /// Borrows `tensor`, which must be contiguous f32 on the CPU.
+impl<'a> Floats<'a> {
+    /// Borrows `tensor`, which must be contiguous on the CPU.
     pub(crate) fn of(op: &'static str, tensor: &'a Tensor) -> Result<Self> {
-        if tensor.dtype() != DType::F32 {
+        if !matches!(tensor.dtype(), DType::F32 | DType::BF16) {
             let (what, found) = ("an operand", tensor.dtype());
-            return Err(Error::Dtype { op, what, found, must_be: "f32" });
+            return Err(Error::Dtype { op, what, found, must_be: "f32 or bf16" });
         }
         if composes_on_cpu() {
             return Err(elsewhere(op));
@@ -44,11 +44,42 @@ impl<'a> F32<'a> {
             let message = format!("`{op}`: a contiguous operand was expected");
             return Err(candle_core::Error::Msg(message).into());
         };
-        match &*storage {
-            Storage::Cpu(cpu) if cpu.as_slice::<f32>()?.len() >= end => {}
-            _ => return Err(elsewhere(op)),
+        let found = Self { storage, range: start..end };
+        if found.elements().len() != end - start {
+            return Err(elsewhere(op));
         }
-        Ok(Self { storage, start, len: end - start })
+        Ok(found)
+    }
+
+    /// The elements as they lie.
+    pub(crate) fn elements(&self) -> Elements<'_> {
+        match &*self.storage {
+            Storage::Cpu(CpuStorage::F32(data)) => {
+                Elements::F32(data.get(self.range.clone()).unwrap_or_default())
+            }
+            Storage::Cpu(CpuStorage::BF16(data)) => {
+                Elements::Bf16(data.get(self.range.clone()).unwrap_or_default())
+            }
+            _ => Elements::F32(&[]),
+        }
+    }
+}
+
+/// The elements of a contiguous tensor in f32: borrowed where they are f32, widened where bf16.
+pub(crate) enum F32<'a> {
+    Borrowed(Floats<'a>),
+    Widened(Vec<f32>),
+}
+
+impl<'a> F32<'a> {
+    /// Those of `tensor`, which must be contiguous f32 or bf16 on the CPU.
+    pub(crate) fn of(op: &'static str, tensor: &'a Tensor) -> Result<Self> {
+        let floats = Floats::of(op, tensor)?;
+        let widened = match floats.elements() {
+            Elements::Bf16(data) => Some(elementwise::widened(data)),
+            _ => None,
+        };
+        Ok(widened.map_or(Self::Borrowed(floats), Self::Widened))
     }
 }
 
@@ -56,13 +87,45 @@ impl Deref for F32<'_> {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        match &*self.storage {
-            Storage::Cpu(cpu) => cpu
-                .as_slice::<f32>()
-                .ok()
-                .and_then(|s| s.get(self.start..self.start + self.len))
-                .unwrap_or_default(),
-            _ => &[],
+        match self {
+            Self::Widened(data) => data,
+            Self::Borrowed(floats) => match floats.elements() {
+                Elements::F32(data) => data,
+                _ => &[],
+            },
+        }
+    }
+}
+
+/// New elements: f32, or rounded to bf16.
+#[derive(Debug)]
+pub(crate) enum Computed {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+}
+
+impl Computed {
+    /// These as they are, or rounded.
+    pub(crate) fn of(elements: Vec<f32>, narrow: bool) -> Self {
+        match narrow {
+            true => Self::Bf16(elementwise::narrowed(&elements)),
+            false => Self::F32(elements),
+        }
+    }
+
+    /// All of them in f32.
+    pub(crate) fn wide(self) -> Vec<f32> {
+        match self {
+            Self::F32(elements) => elements,
+            Self::Bf16(elements) => elementwise::widened(&elements),
+        }
+    }
+
+    /// A new tensor of them.
+    pub(crate) fn tensor(self, shape: &[usize]) -> Result<Tensor> {
+        match self {
+            Self::F32(elements) => tensor(elements, shape),
+            Self::Bf16(elements) => Ok(Tensor::from_vec(elements, shape, &Device::Cpu)?),
         }
     }
 }

@@ -22,7 +22,7 @@ mod route;
 mod rows;
 
 pub use activation::{Activation, activation, gated, gated_halves};
-pub use arithmetic::{add, add_row, clip, mul, reshape, scale, shift, sum_all};
+pub use arithmetic::{add, add_row, clip, mul, reshape, scale, shift, sum_all, widen};
 pub use attention::{AttentionShape, KeyValues, Span, attention, attention_cached};
 pub use balance::balance;
 pub use cross_entropy::{ScoredTargets, cross_entropy, scored_cross_entropy};
@@ -32,7 +32,7 @@ pub use embedding::{LowRankRows, Rows, embedding};
 pub use grouped_linear::{LowRankStack, Stack, grouped_linear};
 pub use jitter::jitter;
 pub use join_columns::join_columns;
-pub use linear::{LowRank, Matrix, linear};
+pub use linear::{LowRank, Matrix, linear, logits};
 pub use linear_cross_entropy::linear_cross_entropy;
 pub use loss::{binary_cross_entropy, squared_error};
 pub use mix_rows::mix_rows;

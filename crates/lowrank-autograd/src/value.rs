@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use crate::{
     Error, Gradients, Result,
@@ -15,7 +15,8 @@ use crate::{
 pub struct Value {
     data: Tensor,
     trace: Trace,
-    /// Set where weights of bf16 lead here: see [`Kept`](crate::kept::Kept).
+    /// Set where weights of bf16 lead here: then results are bf16 unless they are sums, and what is
+    /// kept is (see [`Kept`](crate::kept::Kept)).
     half: Option<Half>,
 }
 
@@ -52,7 +53,7 @@ impl Value {
         matches!(self.trace, Trace::Unrecorded { .. })
     }
 
-    /// The tensor itself.
+    /// The tensor itself: f32, or bf16 where weights of bf16 lead here.
     pub fn data(&self) -> &Tensor {
         &self.data
     }
@@ -89,21 +90,21 @@ impl Value {
         Self { trace: Trace::Recorded(node), ..self.clone() }
     }
 
-    /// The value as one that may be kept in bf16, as results of bf16 weights are, if `half`.
+    /// The value as one of weights of bf16, if `half`.
     pub(crate) fn halved_if(self, half: bool) -> Self {
         if half { Self { half: Some(Half::default()), ..self } } else { self }
-    }
-
-    /// The value with the bf16 version of another one of the same numbers.
-    pub(crate) fn with_half_of(self, same: &Self) -> Self {
-        Self { half: same.half.clone(), ..self }
     }
 
     pub(crate) fn half(&self) -> Option<&Half> {
         self.half.as_ref()
     }
 
-    /// A place for the bf16 version of what these lead to.
+    /// Whether its tensor is bf16.
+    pub(crate) fn is_narrow(&self) -> bool {
+        self.data.dtype() == DType::BF16
+    }
+
+    /// The mark of what these lead to.
     fn half_of(parents: &[&Value]) -> Option<Half> {
         parents.iter().any(|p| p.half.is_some()).then(Half::default)
     }
@@ -150,15 +151,6 @@ impl Value {
         let backward = save(&needs);
         let backward: Backward = Box::new(move |dy, _| backward(dy));
         Value { data, trace: Trace::Recorded(Node::operation(op, parents, backward)), half }
-    }
-
-    /// The places for the bf16 versions of operands, if an operation on them keeps both and none
-    /// has before.
-    pub(crate) fn halves_to_fill(operands: [&Value; 2]) -> Option<[&Half; 2]> {
-        let kept = Self::without_record(&operands).is_none()
-            && operands.iter().all(|operand| operand.needs_gradient());
-        let [a, b] = operands.map(|operand| operand.half().filter(|half| half.get().is_none()));
-        Some([a?, b?]).filter(|_| kept)
     }
 
     /// The trace of an operation's result where there is nothing to record.

@@ -5,6 +5,7 @@
 //! (GPT-2's Conv1D).
 
 use std::{
+    borrow::Cow,
     fmt,
     fs::File,
     ops::Range,
@@ -21,7 +22,10 @@ use memmap2::Mmap;
 
 use crate::{
     Error, Result,
-    kernels::{F32, elementwise::narrowed},
+    kernels::{
+        F32,
+        elementwise::{narrowed, widened},
+    },
 };
 
 /// A file mapped read-only.
@@ -119,6 +123,26 @@ impl Elements<'_> {
             Self::F32(data) => data.len(),
             Self::Bf16(data) => data.len(),
             Self::F16(data) => data.len(),
+        }
+    }
+}
+
+impl<'a> Elements<'a> {
+    /// All of them in f32.
+    pub(crate) fn wide(&self) -> Cow<'a, [f32]> {
+        match self {
+            Self::F32(data) => Cow::Borrowed(data),
+            Self::Bf16(data) => Cow::Owned(widened(data)),
+            Self::F16(data) => Cow::Owned(data.iter().map(|v| v.to_f32()).collect()),
+        }
+    }
+
+    /// Those of a range.
+    pub(crate) fn slice(&self, range: Range<usize>) -> Self {
+        match self {
+            Self::F32(data) => Self::F32(data.get(range).unwrap_or_default()),
+            Self::Bf16(data) => Self::Bf16(data.get(range).unwrap_or_default()),
+            Self::F16(data) => Self::F16(data.get(range).unwrap_or_default()),
         }
     }
 }

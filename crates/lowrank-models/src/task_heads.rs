@@ -128,7 +128,7 @@ impl Head {
         pass: &Pass,
     ) -> Result<Value> {
         match self {
-            Self::Features => Ok(hidden.clone()),
+            Self::Features => ops::widen(hidden),
             Self::Tokens(head) => match rows {
                 Some(rows) => head.forward(&ops::select_rows(hidden, rows)?, &pass.for_rows(rows)),
                 None => head.forward(hidden, pass),
@@ -172,7 +172,7 @@ impl TokenHead {
     }
 
     fn forward(&self, x: &Value, pass: &Pass) -> Result<Value> {
-        let logits = self.linear.forward(&self.before_linear(x, pass)?, pass)?;
+        let logits = self.linear.logits(&self.before_linear(x, pass)?, pass)?;
         let offsets = self.offsets.as_ref().map(|offsets| offsets.rows(pass)).transpose()?;
         let logits = offsets.map_or(Ok(logits.clone()), |o| ops::add_row(&logits, &o))?;
         let Some(cap) = self.softcap else { return Ok(logits) };
@@ -222,7 +222,7 @@ impl SequenceHead {
         let x = self.input_dropout.map_or(Ok(x.clone()), |d| d.forward(x, pass))?;
         let x = self.pooler.as_ref().map_or(Ok(x.clone()), |t| t.forward(&x, pass))?;
         let x = self.dropout.map_or(Ok(x.clone()), |d| d.forward(&x, pass))?;
-        self.linear.forward(&x, pass)
+        self.linear.logits(&x, pass)
     }
 }
 

@@ -1,12 +1,10 @@
 //! Activation functions and their derivatives, without branches, so that loops over them are
 //! vectorized.
 
-use half::bf16;
-
 use super::{
-    buffer::{PIECE, filled, filled_beside, filled_pair},
-    elementwise::{narrow, with_pieces},
-    rows::gather,
+    Computed,
+    buffer::{PIECE, computed, computed_pair, piece_rows},
+    elementwise::{with_pieces, with_pieces_of},
     simd::{exp, sigmoid, tanh, vectorized},
 };
 use crate::{ops::Activation, weight::Elements};
@@ -37,8 +35,8 @@ macro_rules! with_curve {
     }};
 }
 
-/// `f(x)`.
-pub(crate) fn activation(f: Activation, x: &[f32]) -> Vec<f32> {
+/// `f(x)`, rounded to bf16 if `narrow`, as the functions below are.
+pub(crate) fn activation(f: Activation, x: Elements<'_>, narrow: bool) -> Computed {
     vectorized! {
         fn run[C: Curve](y: &mut [f32], x: &[f32], _curve: C) {
             for (y, x) in y.iter_mut().zip(x) {
@@ -46,11 +44,18 @@ pub(crate) fn activation(f: Activation, x: &[f32]) -> Vec<f32> {
             }
         }
     }
-    with_curve!(f, C => filled(x.len(), PIECE, |i, y| run(y, &x[i..i + y.len()], C {})))
+    with_curve!(f, C => computed(narrow, x.len(), PIECE, |i, y| {
+        with_pieces([x], i..i + y.len(), |[x]| run(y, x, C {}));
+    }))
 }
 
 /// `dy·f'(x)`.
-pub(crate) fn activation_gradient(f: Activation, x: Elements<'_>, dy: &[f32]) -> Vec<f32> {
+pub(crate) fn activation_gradient(
+    f: Activation,
+    x: Elements<'_>,
+    dy: Elements<'_>,
+    narrow: bool,
+) -> Computed {
     vectorized! {
         fn run[C: Curve](dx: &mut [f32], x: &[f32], dy: &[f32], _curve: C) {
             for (dx, (x, dy)) in dx.iter_mut().zip(x.iter().zip(dy)) {
@@ -58,9 +63,8 @@ pub(crate) fn activation_gradient(f: Activation, x: Elements<'_>, dy: &[f32]) ->
             }
         }
     }
-    with_curve!(f, C => filled(x.len(), PIECE, |i, dx| {
-        let range = i..i + dx.len();
-        with_pieces([x], range.clone(), |[x]| run(dx, x, &dy[range], C {}));
+    with_curve!(f, C => computed(narrow, x.len(), PIECE, |i, dx| {
+        with_pieces([x, dy], i..i + dx.len(), |[x, dy]| run(dx, x, dy, C {}));
     }))
 }
 
@@ -91,32 +95,27 @@ vectorized! {
 }
 
 /// `f(g)·u`. It is the gradient with respect to `u` as well, if `u` is that of the result.
-pub(crate) fn gated(f: Activation, g: Elements<'_>, u: &[f32]) -> Vec<f32> {
-    with_curve!(f, C => filled(g.len(), PIECE, |i, y| {
-        let range = i..i + y.len();
-        with_pieces([g], range.clone(), |[g]| gate(y, g, &u[range], C {}));
-    }))
-}
-
-/// [`gated`], and `g` and `u` in bf16: while they are at hand.
-pub(crate) fn gated_and_narrowed(
-    f: Activation,
-    g: &[f32],
-    u: &[f32],
-) -> (Vec<f32>, [Vec<bf16>; 2]) {
-    with_curve!(f, C => filled_beside(g.len(), PIECE / 2, |i, y, [half_g, half_u]| {
-        let (g, u) = (&g[i..i + y.len()], &u[i..i + y.len()]);
-        gate(y, g, u, C {});
-        narrow(half_g, g);
-        narrow(half_u, u);
+pub(crate) fn gated(f: Activation, g: Elements<'_>, u: Elements<'_>, narrow: bool) -> Computed {
+    with_curve!(f, C => computed(narrow, g.len(), PIECE, |i, y| {
+        with_pieces([g, u], i..i + y.len(), |[g, u]| gate(y, g, u, C {}));
     }))
 }
 
 /// [`gated`] of the two halves of each of `n` rows of `2·d` elements.
-pub(crate) fn gated_halves(f: Activation, x: &[f32], n: usize, d: usize) -> Vec<f32> {
-    with_curve!(f, C => gather(n, d, |i, y| {
-        let (g, u) = x[i * 2 * d..][..2 * d].split_at(d);
-        gate(y, g, u, C {});
+pub(crate) fn gated_halves(
+    f: Activation,
+    x: Elements<'_>,
+    [n, d]: [usize; 2],
+    narrow: bool,
+) -> Computed {
+    let rows = piece_rows(2 * d);
+    with_curve!(f, C => computed(narrow, n * d, rows * d, |i, y| {
+        with_pieces([x], 2 * i..2 * (i + y.len()), |[x]| {
+            for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(2 * d)) {
+                let (g, u) = x.split_at(d);
+                gate(y, g, u, C {});
+            }
+        });
     }))
 }
 
@@ -124,20 +123,29 @@ pub(crate) fn gated_halves(f: Activation, x: &[f32], n: usize, d: usize) -> Vec<
 pub(crate) fn gated_halves_gradient(
     f: Activation,
     x: Elements<'_>,
-    dy: &[f32],
-    n: usize,
-    d: usize,
-) -> Vec<f32> {
-    with_curve!(f, C => gather(n, 2 * d, |i, dx| {
-        with_pieces([x], i * 2 * d..(i + 1) * 2 * d, |[x]| {
-            let ((g, u), (dg, du)) = (x.split_at(d), dx.split_at_mut(d));
-            gate_gradients(dg, du, g, u, &dy[i * d..][..d], C {});
+    dy: Elements<'_>,
+    [n, d]: [usize; 2],
+    narrow: bool,
+) -> Computed {
+    let rows = piece_rows(2 * d);
+    with_curve!(f, C => computed(narrow, n * 2 * d, rows * 2 * d, |i, dx| {
+        let range = i..i + dx.len();
+        with_pieces_of([(x, range.clone()), (dy, i / 2..range.end / 2)], |[x, dy]| {
+            let rows = x.chunks_exact(2 * d).zip(dy.chunks_exact(d));
+            for (dx, (x, dy)) in dx.chunks_exact_mut(2 * d).zip(rows) {
+                let ((g, u), (dg, du)) = (x.split_at(d), dx.split_at_mut(d));
+                gate_gradients(dg, du, g, u, dy, C {});
+            }
         });
     }))
 }
 
 /// Gradient of [`gated`] with respect to `g`: `dy·u·f'(g)`.
-pub(crate) fn gate_gradient(f: Activation, [g, u]: [Elements<'_>; 2], dy: &[f32]) -> Vec<f32> {
+pub(crate) fn gate_gradient(
+    f: Activation,
+    [g, u, dy]: [Elements<'_>; 3],
+    narrow: bool,
+) -> Computed {
     vectorized! {
         fn run[C: Curve](dg: &mut [f32], g: &[f32], u: &[f32], dy: &[f32], _curve: C) {
             for ((dg, dy), (g, u)) in dg.iter_mut().zip(dy).zip(g.iter().zip(u)) {
@@ -145,22 +153,20 @@ pub(crate) fn gate_gradient(f: Activation, [g, u]: [Elements<'_>; 2], dy: &[f32]
             }
         }
     }
-    with_curve!(f, C => filled(g.len(), PIECE, |i, dg| {
-        let range = i..i + dg.len();
-        with_pieces([g, u], range.clone(), |[g, u]| run(dg, g, u, &dy[range], C {}));
+    with_curve!(f, C => computed(narrow, g.len(), PIECE, |i, dg| {
+        with_pieces([g, u, dy], i..i + dg.len(), |[g, u, dy]| run(dg, g, u, dy, C {}));
     }))
 }
 
 /// Gradients of [`gated`] with respect to `g` and `u`, in one pass.
 pub(crate) fn gated_gradients(
     f: Activation,
-    [g, u]: [Elements<'_>; 2],
-    dy: &[f32],
-) -> [Vec<f32>; 2] {
-    with_curve!(f, C => filled_pair(g.len(), PIECE / 2, |i, dg, du| {
-        let range = i..i + dg.len();
-        with_pieces([g, u], range.clone(), |[g, u]| {
-            gate_gradients(dg, du, g, u, &dy[range], C {});
+    [g, u, dy]: [Elements<'_>; 3],
+    narrow: bool,
+) -> [Computed; 2] {
+    with_curve!(f, C => computed_pair(narrow, g.len(), PIECE / 2, |i, dg, du| {
+        with_pieces([g, u, dy], i..i + dg.len(), |[g, u, dy]| {
+            gate_gradients(dg, du, g, u, dy, C {});
         });
     }))
 }

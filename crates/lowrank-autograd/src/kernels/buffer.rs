@@ -4,9 +4,15 @@
 //! each piece is zeroed just before it is filled, while it fits the first-level cache, so that it
 //! costs next to nothing and what a kernel is handed is always a plain slice.
 
-use std::mem::MaybeUninit;
+use std::{cell::RefCell, mem::MaybeUninit};
 
+use half::bf16;
 use rayon::prelude::*;
+
+use super::{
+    Computed,
+    simd::{nearest_bf16, vectorized},
+};
 
 /// Elements of a piece: two or three slices of that length fit the first-level cache.
 pub(crate) const PIECE: usize = 4096;
@@ -43,20 +49,74 @@ pub(crate) fn filled_pair(
     [finish(first, len), finish(second, len)]
 }
 
-/// A new buffer and two of other numbers beside it, as [`filled_pair`].
-pub(crate) fn filled_beside<T: Copy + Default + Send>(
+/// As [`filled`], rounded to bf16 if `narrow`: then `fill` finds whatever an earlier use left in the
+/// piece.
+pub(crate) fn computed(
+    narrow: bool,
     len: usize,
     piece: usize,
-    fill: impl Fn(usize, &mut [f32], [&mut [T]; 2]) + Sync,
-) -> (Vec<f32>, [Vec<T>; 2]) {
+    fill: impl Fn(usize, &mut [f32]) + Sync,
+) -> Computed {
+    if !narrow {
+        return Computed::F32(filled(len, piece, fill));
+    }
     let piece = piece.max(1);
-    let (mut first, mut others) =
-        (Vec::with_capacity(len), [(); 2].map(|()| Vec::with_capacity(len)));
-    let [a, b] = &mut others;
-    let beside = pieces(a, len, piece).zip(pieces(b, len, piece));
-    let slots = pieces(&mut first, len, piece).zip(beside).enumerate();
-    slots.for_each(|(i, (to, (a, b)))| fill(i * piece, zeroed(to), [zeroed(a), zeroed(b)]));
-    (finish(first, len), others.map(|other| finish(other, len)))
+    let mut buffer = Vec::with_capacity(len);
+    pieces(&mut buffer, len, piece).enumerate().for_each(|(i, slots)| {
+        with_rooms(slots.len(), |[room, _]| {
+            fill(i * piece, room);
+            round(slots, room);
+        });
+    });
+    Computed::Bf16(finish(buffer, len))
+}
+
+/// Two new buffers of one length, filled together as in [`computed`].
+pub(crate) fn computed_pair(
+    narrow: bool,
+    len: usize,
+    piece: usize,
+    fill: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
+) -> [Computed; 2] {
+    if !narrow {
+        return filled_pair(len, piece, fill).map(Computed::F32);
+    }
+    let piece = piece.max(1);
+    let [mut first, mut second] = [Vec::with_capacity(len), Vec::with_capacity(len)];
+    let slots = pieces(&mut first, len, piece).zip(pieces(&mut second, len, piece)).enumerate();
+    slots.for_each(|(i, (a, b))| {
+        with_rooms(a.len(), |[x, y]| {
+            fill(i * piece, x, y);
+            round(a, x);
+            round(b, y);
+        });
+    });
+    [first, second].map(|buffer| Computed::Bf16(finish(buffer, len)))
+}
+
+thread_local! {
+    static ROOMS: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+}
+
+/// Calls `run` with two buffers of the thread; it doesn't wait for other tasks.
+fn with_rooms(len: usize, run: impl FnOnce([&mut [f32]; 2])) {
+    ROOMS.with_borrow_mut(|rooms| {
+        run(rooms.each_mut().map(|room| {
+            if room.len() < len {
+                room.resize(len, 0.0);
+            }
+            &mut room[..len]
+        }));
+    });
+}
+
+vectorized! {
+    /// The nearest bf16 of every element.
+    fn round(to: &mut [MaybeUninit<bf16>], from: &[f32]) {
+        for (to, from) in to.iter_mut().zip(from) {
+            to.write(bf16::from_bits(nearest_bf16(*from)));
+        }
+    }
 }
 
 /// A new buffer in parts of these lengths, each filled by a task of its own, and what the tasks
@@ -96,7 +156,7 @@ fn zeroed<T: Copy + Default>(slots: &mut [MaybeUninit<T>]) -> &mut [T] {
 fn finish<T>(mut buffer: Vec<T>, len: usize) -> Vec<T> {
     debug_assert!(buffer.is_empty() && buffer.capacity() >= len);
     // SAFETY: the capacity is at least `len`, and all of the first `len` slots have been cut into
-    // pieces, each of which `zeroed` has written.
+    // pieces, each of which `zeroed` or `round` has written.
     unsafe { buffer.set_len(len) };
     buffer
 }

@@ -7,7 +7,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::{
-    F32,
+    F32, Floats,
     buffer::{PIECE, filled, piece_rows},
     product::Element,
     simd::{nearest_bf16, vectorized},
@@ -32,7 +32,11 @@ pub(crate) fn map(x: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
 }
 
 /// `f` of every pair of elements of two slices of one length; `f` as in [`map`].
-pub(crate) fn zip(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
+pub(crate) fn zip(
+    a: Elements<'_>,
+    b: Elements<'_>,
+    f: impl Fn(f32, f32) -> f32 + Sync,
+) -> Vec<f32> {
     vectorized! {
         fn run[F: Fn(f32, f32) -> f32](y: &mut [f32], a: &[f32], b: &[f32], f: &F) {
             for (y, (a, b)) in y.iter_mut().zip(a.iter().zip(b)) {
@@ -41,8 +45,7 @@ pub(crate) fn zip(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> V
         }
     }
     filled(a.len().min(b.len()), PIECE, |start, y| {
-        let range = start..start + y.len();
-        run(y, &a[range.clone()], &b[range], &f);
+        with_pieces([a, b], start..start + y.len(), |[a, b]| run(y, a, b, &f));
     })
 }
 
@@ -73,7 +76,7 @@ pub(crate) fn widened(x: &[bf16]) -> Vec<f32> {
 }
 
 thread_local! {
-    static ROOMS: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+    static ROOMS: RefCell<[Vec<f32>; 3]> = const { RefCell::new([const { Vec::new() }; 3]) };
 }
 
 /// Calls `run` with some of the elements of each, in f32: in buffers that the thread keeps, if they
@@ -83,10 +86,18 @@ pub(crate) fn with_pieces<const N: usize, R>(
     range: Range<usize>,
     run: impl FnOnce([&[f32]; N]) -> R,
 ) -> R {
-    const { assert!(N <= 2, "there are two buffers") };
+    with_pieces_of(of.map(|of| (of, range.clone())), run)
+}
+
+/// [`with_pieces`] with a range for each.
+pub(crate) fn with_pieces_of<const N: usize, R>(
+    of: [(Elements<'_>, Range<usize>); N],
+    run: impl FnOnce([&[f32]; N]) -> R,
+) -> R {
+    const { assert!(N <= 3, "there are three buffers") };
     ROOMS.with_borrow_mut(|rooms| {
         let mut rooms = rooms.iter_mut();
-        run(of.map(|of| rooms.next().map_or(&[][..], |room| piece(of, range.clone(), room))))
+        run(of.map(|(of, range)| rooms.next().map_or(&[][..], |room| piece(of, range, room))))
     })
 }
 
@@ -108,7 +119,7 @@ fn piece<'p>(of: Elements<'p>, range: Range<usize>, room: &'p mut Vec<f32>) -> &
     room
 }
 
-/// [`zip`] of two f32 tensors of one shape.
+/// [`zip`] of two tensors of one shape, f32 in any case.
 pub(crate) fn combine(
     op: &'static str,
     a: &Tensor,
@@ -117,7 +128,8 @@ pub(crate) fn combine(
 ) -> Result<Tensor> {
     super::check_dims(op, "the second operand", b, a.dims())?;
     let (x, y) = (a.contiguous()?, b.contiguous()?);
-    super::tensor(zip(&F32::of(op, &x)?, &F32::of(op, &y)?, f), a.dims())
+    let (x, y) = (Floats::of(op, &x)?, Floats::of(op, &y)?);
+    super::tensor(zip(x.elements(), y.elements(), f), a.dims())
 }
 
 /// `factor·x` as a new tensor.
@@ -126,7 +138,7 @@ pub(crate) fn scaled(op: &'static str, x: &Tensor, factor: f32) -> Result<Tensor
     super::tensor(map(&F32::of(op, &data)?, |v| v * factor), x.dims())
 }
 
-/// `a += b`, f32, both contiguous and of one shape; they must not share memory.
+/// `a += b`, both contiguous and of one shape, `a` f32; they must not share memory.
 pub(crate) fn add_assign(a: &Tensor, b: &Tensor) -> Result<()> {
     super::check_dims("add_assign", "the second operand", b, a.dims())?;
     Ok(a.inplace_op2(b, &AddAssign)?)
@@ -267,8 +279,13 @@ impl InplaceOp2 for AddAssign {
                 }
             }
         }
-        let (a, b) = (slice_mut(a, la)?, slice(b.as_slice::<f32>()?, lb)?);
-        a.par_chunks_mut(PIECE).zip(b.par_chunks(PIECE)).for_each(|(a, b)| run(a, b));
+        let b = match b {
+            CpuStorage::BF16(b) => Elements::Bf16(slice(b, lb)?),
+            b => Elements::F32(slice(b.as_slice()?, lb)?),
+        };
+        slice_mut(a, la)?.par_chunks_mut(PIECE).enumerate().for_each(|(i, a)| {
+            with_pieces([b], i * PIECE..i * PIECE + a.len(), |[b]| run(a, b));
+        });
         Ok(())
     }
 }
@@ -297,7 +314,7 @@ fn not_contiguous() -> candle_core::Error {
     candle_core::Error::Msg("an in-place operand must be a contiguous f32 tensor".into())
 }
 
-fn slice<'a>(data: &'a [f32], layout: &Layout) -> candle_core::Result<&'a [f32]> {
+fn slice<'a, T>(data: &'a [T], layout: &Layout) -> candle_core::Result<&'a [T]> {
     let (start, end) = layout.contiguous_offsets().ok_or_else(not_contiguous)?;
     data.get(start..end).ok_or_else(not_contiguous)
 }

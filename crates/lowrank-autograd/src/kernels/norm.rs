@@ -2,7 +2,8 @@
 //! vectors do about as fast as memory delivers the rows.
 
 use super::{
-    buffer::{filled, piece_rows},
+    Computed,
+    buffer::{computed, piece_rows},
     elementwise::{lanes_sum, lanes_sums, row_sums, with_pieces},
     simd::vectorized,
 };
@@ -46,15 +47,17 @@ impl Moments {
     }
 }
 
-/// `(x - mean)·inverse·weight + bias` for each row of `columns` elements.
+/// `(x - mean)·inverse·weight + bias` for each row of `columns` elements, rounded to bf16 if
+/// `narrow`.
 pub(crate) fn forward(
-    x: &[f32],
+    x: Elements<'_>,
     columns: usize,
     weight: &[f32],
     bias: Option<&[f32]>,
     eps: f64,
     center: Center,
-) -> Vec<f32> {
+    narrow: bool,
+) -> Computed {
     vectorized! {
         fn run(y: &mut [f32], x: &[f32], w: &[f32], b: Option<&[f32]>, eps: f64, center: Center) {
             let rows = y.chunks_exact_mut(w.len()).zip(x.chunks_exact(w.len()));
@@ -75,21 +78,22 @@ pub(crate) fn forward(
             }
         }
     }
-    filled(x.len(), piece_rows(columns) * columns, |start, y| {
-        run(y, &x[start..start + y.len()], weight, bias, eps, center);
+    computed(narrow, x.len(), piece_rows(columns) * columns, |start, y| {
+        with_pieces([x], start..start + y.len(), |[x]| run(y, x, weight, bias, eps, center));
     })
 }
 
 /// Gradient with respect to the input. With `n = (x - mean)·inverse` and `g = dy·weight`:
 /// `dx = inverse·(g - mean(g) - n·mean(g·n))`, the first mean only where one was subtracted.
 pub(crate) fn input_gradient(
-    dy: &[f32],
+    dy: Elements<'_>,
     x: Elements<'_>,
     columns: usize,
     weight: &[f32],
     eps: f64,
     center: Center,
-) -> Vec<f32> {
+    narrow: bool,
+) -> Computed {
     vectorized! {
         fn run(dx: &mut [f32], dy: &[f32], x: &[f32], w: &[f32], eps: f64, center: Center) {
             let n = w.len() as f64;
@@ -113,9 +117,10 @@ pub(crate) fn input_gradient(
             }
         }
     }
-    filled(x.len(), piece_rows(columns) * columns, |start, dx| {
-        let range = start..start + dx.len();
-        with_pieces([x], range.clone(), |[x]| run(dx, &dy[range], x, weight, eps, center));
+    computed(narrow, x.len(), piece_rows(columns) * columns, |start, dx| {
+        with_pieces([x, dy], start..start + dx.len(), |[x, dy]| {
+            run(dx, dy, x, weight, eps, center);
+        });
     })
 }
 

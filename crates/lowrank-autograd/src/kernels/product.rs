@@ -2,6 +2,7 @@
 //! over packed panels (`blocked`), by inner products with few rows (`dots`), or through the
 //! `gemm` crate where this file has no kernels for the machine (`fallback`).
 
+use super::{Computed, elementwise::widened};
 use crate::{
     Result, Weight,
     weight::{Elements, Matrix},
@@ -39,10 +40,10 @@ use engine::Engine;
 pub(crate) use pairs::{Begun, Pairs};
 pub(crate) use scratch::Scratch;
 
-/// An f32 matrix in memory: elements and strides.
+/// A matrix in memory: elements and strides. Products of views are f32.
 #[derive(Clone, Copy)]
 pub(crate) struct View<'a> {
-    data: &'a [f32],
+    data: Elements<'a>,
     rows: usize,
     columns: usize,
     row_stride: usize,
@@ -55,6 +56,12 @@ impl<'a> View<'a> {
         Self::strided(data, rows, columns, columns, 1)
     }
 
+    /// The same over elements of any kind.
+    pub(crate) fn over(data: Elements<'a>, rows: usize, columns: usize) -> Self {
+        assert!(rows * columns <= data.len(), "{rows} × {columns} over {}", data.len());
+        Self { data, rows, columns, row_stride: columns, column_stride: 1 }
+    }
+
     /// A matrix whose last element lies inside `data`.
     pub(crate) fn strided(
         data: &'a [f32],
@@ -65,7 +72,7 @@ impl<'a> View<'a> {
     ) -> Self {
         let reach = reach(rows, columns, row_stride, column_stride);
         assert!(reach <= data.len(), "matrix of {reach} elements over {} elements", data.len());
-        Self { data, rows, columns, row_stride, column_stride }
+        Self { data: Elements::F32(data), rows, columns, row_stride, column_stride }
     }
 
     /// The transpose, over the same memory.
@@ -82,7 +89,7 @@ impl<'a> View<'a> {
     /// The matrix by its rows.
     fn by_rows(self) -> Factor<'a> {
         Factor {
-            elements: Elements::F32(self.data),
+            elements: self.data,
             lines: self.rows,
             inner: self.columns,
             line_stride: self.row_stride,
@@ -196,7 +203,7 @@ fn multiply(
     assert!(reach(m, n, target.row_stride, 1) <= target.data.len(), "target too small");
     assert!(n <= target.row_stride || m <= 1, "target rows overlap");
     let (a, b) = (a.by_rows(), b.t().by_rows());
-    let job = Job { a, b, scale, add: keep, bias: None, tails: &[], parallel };
+    let job = Job { a, b, scale, add: keep, bias: None, tails: &[], rounds: false, parallel };
     // SAFETY: the assertions above keep every row inside the target, which is borrowed mutably.
     unsafe { job.run_into(target.data.as_mut_ptr(), target.row_stride) };
 }
@@ -211,41 +218,33 @@ pub(crate) struct Term<'a> {
     pub(crate) right: View<'a>,
 }
 
-/// `x·Wᵀ` for `x` `[n, in]` and `w` `[out, in]`: `[n, out]`.
-pub(crate) fn linear(x: &[f32], n: usize, w: &Weight) -> Result<Vec<f32>> {
-    linear_with(x, n, w, None, &[])
+/// What a linear layer multiplies and adds.
+#[derive(Clone, Copy)]
+pub(crate) struct Linear<'a> {
+    /// `n` rows.
+    pub(crate) x: Elements<'a>,
+    pub(crate) n: usize,
+    pub(crate) weight: &'a Weight,
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) terms: &'a [Term<'a>],
+    /// Whether the result is rounded to bf16.
+    pub(crate) narrow: bool,
 }
 
-/// `dy·W` for `dy` `[n, out]` and `w` `[out, in]`: `[n, in]`.
-pub(crate) fn linear_input_gradient(dy: &[f32], n: usize, w: &Weight) -> Result<Vec<f32>> {
-    linear_input_gradient_with(dy, n, w, &[])
-}
-
-/// `x·Wᵀ + bias + Σ terms`, as [`linear`].
+/// `x·Wᵀ + bias + Σ terms` for `x` `[n, in]` and `w` `[out, in]`: `[n, out]`.
 ///
 /// bf16 weights are multiplied as bf16, `x` rounded to it, where the machine is fast at that;
 /// sums are f32 in any case.
-pub(crate) fn linear_with(
-    x: &[f32],
-    n: usize,
-    w: &Weight,
-    bias: Option<&[f32]>,
-    terms: &[Term<'_>],
-) -> Result<Vec<f32>> {
-    by_weight(x, n, w, w.matrix("linear")?, bias, terms)
+pub(crate) fn linear(of: Linear<'_>) -> Result<Computed> {
+    by_weight(of, of.weight.matrix("linear")?)
 }
 
-/// `dy·W + Σ terms`, as [`linear_input_gradient`].
-pub(crate) fn linear_input_gradient_with(
-    dy: &[f32],
-    n: usize,
-    w: &Weight,
-    terms: &[Term<'_>],
-) -> Result<Vec<f32>> {
-    by_weight(dy, n, w, w.matrix("linear")?.transposed(), None, terms)
+/// `dy·W + Σ terms` for `dy` `[n, out]`, which stands for `x`, and `w` `[out, in]`: `[n, in]`.
+pub(crate) fn linear_input_gradient(of: Linear<'_>) -> Result<Computed> {
+    by_weight(of, of.weight.matrix("linear")?.transposed())
 }
 
-/// [`linear_with`] into memory of `n` rows.
+/// [`linear`] of f32 into memory of `n` rows.
 pub(crate) fn linear_into(
     to: &mut [f32],
     x: &[f32],
@@ -253,11 +252,11 @@ pub(crate) fn linear_into(
     w: &Weight,
     terms: &[Term<'_>],
 ) -> Result<()> {
-    let m = w.matrix("linear")?;
-    with_job(x, n, w, m, None, terms, |job| job.run_over(to))
+    let of = Linear { x: Elements::F32(x), n, weight: w, bias: None, terms, narrow: false };
+    with_job(of, w.matrix("linear")?, |job| job.run_over(to))
 }
 
-/// [`linear_input_gradient_with`] into memory of `n` rows.
+/// [`linear_input_gradient`] of f32 into memory of `n` rows.
 pub(crate) fn linear_input_gradient_into(
     to: &mut [f32],
     dy: &[f32],
@@ -265,52 +264,55 @@ pub(crate) fn linear_input_gradient_into(
     w: &Weight,
     terms: &[Term<'_>],
 ) -> Result<()> {
-    let m = w.matrix("linear")?.transposed();
-    with_job(dy, n, w, m, None, terms, |job| job.run_over(to))
+    let of = Linear { x: Elements::F32(dy), n, weight: w, bias: None, terms, narrow: false };
+    with_job(of, w.matrix("linear")?.transposed(), |job| job.run_over(to))
 }
 
 /// `x·Mᵀ` with `m` reading the weight's memory.
 #[expect(unsafe_code, reason = "the result isn't written before the product does")]
-fn by_weight(
-    x: &[f32],
-    n: usize,
-    w: &Weight,
-    m: Matrix,
-    bias: Option<&[f32]>,
-    terms: &[Term<'_>],
-) -> Result<Vec<f32>> {
-    with_job(x, n, w, m, bias, terms, |job| {
-        let mut y = Vec::with_capacity(n * m.rows);
-        // SAFETY: the capacity holds every row, and the product writes every element.
+fn by_weight(of: Linear<'_>, m: Matrix) -> Result<Computed> {
+    let len = of.n * m.rows;
+    with_job(of, m, |job| {
+        #[cfg(target_arch = "x86_64")]
+        if of.narrow && job.takes_tiles() {
+            let mut y = Vec::with_capacity(len);
+            // SAFETY: the capacity holds every row, and the product writes every element.
+            unsafe {
+                job.run_tiles(tiles::Out::Bf16(y.as_mut_ptr()), m.rows);
+                y.set_len(len);
+            }
+            return Computed::Bf16(y);
+        }
+        let mut y = Vec::with_capacity(len);
+        // SAFETY: as above.
         unsafe {
             job.run_into(y.as_mut_ptr(), m.rows);
-            y.set_len(n * m.rows);
+            y.set_len(len);
         }
-        y
+        Computed::of(y, of.narrow)
     })
 }
 
 /// Calls `run` with the product of `x` `[n, in]` and the matrix that `m` reads in the weight.
-fn with_job<R>(
-    x: &[f32],
-    n: usize,
-    w: &Weight,
-    m: Matrix,
-    bias: Option<&[f32]>,
-    terms: &[Term<'_>],
-    run: impl FnOnce(&Job<'_>) -> R,
-) -> Result<R> {
-    let x = View::new(x, n, m.columns);
+fn with_job<R>(of: Linear<'_>, m: Matrix, run: impl FnOnce(&Job<'_>) -> R) -> Result<R> {
+    let Linear { n, bias, terms, .. } = of;
+    // Only packing reads bf16 on this side.
+    let wide = match of.x {
+        Elements::Bf16(x) if n <= dots::FEW || Engine::best() == Engine::Portable => widened(x),
+        _ => Vec::new(),
+    };
+    let x = if wide.is_empty() { of.x } else { Elements::F32(&wide) };
+    let x = View::over(x, n, m.columns);
     assert!(bias.is_none_or(|bias| bias.len() == m.rows), "one bias for each row of the weight");
     let tails: Vec<_> = terms.iter().map(|t| (t.left.by_rows(), t.right.by_rows())).collect();
     let fit = |(left, right): &(Factor<'_>, Factor<'_>)| {
         left.lines == n && right.lines == m.rows && left.inner == right.inner
     };
     assert!(tails.iter().all(fit), "terms fit the product");
-    w.with_elements(|elements| {
+    of.weight.with_elements(|elements| {
         let b = Factor::rows(elements, m);
         let (a, tails) = (x.by_rows(), tails.as_slice());
-        run(&Job { a, b, scale: 1.0, add: false, bias, tails, parallel: true })
+        run(&Job { a, b, scale: 1.0, add: false, bias, tails, rounds: true, parallel: true })
     })
 }
 
@@ -326,6 +328,8 @@ struct Job<'a> {
     bias: Option<&'a [f32]>,
     /// Further products of f32 that are added, of small inner dimensions.
     tails: &'a [(Factor<'a>, Factor<'a>)],
+    /// Whether factors may be rounded to bf16 where `b` is.
+    rounds: bool,
     parallel: bool,
 }
 
@@ -371,6 +375,11 @@ impl Job<'_> {
             // SAFETY: the caller's promise; each element is put by one task.
             unsafe { *to = if self.add { *to + value } else { value } };
         };
+        #[cfg(target_arch = "x86_64")]
+        if self.takes_tiles() {
+            // SAFETY: the caller's promise.
+            return unsafe { self.run_tiles(tiles::Out::F32(to), row_stride) };
+        }
         if dots::fits(&self.a, &self.b) {
             return dots::dots(&self.a, &self.b, self.scale, self.parallel, |b, a, v| put(a, b, v));
         }
@@ -387,6 +396,14 @@ impl Job<'_> {
                 _ => self.run_anywhere(to, row_stride),
             }
         }
+    }
+
+    /// Whether it is one for tiles: of many rows of bf16, on a machine that has them.
+    #[cfg(target_arch = "x86_64")]
+    fn takes_tiles(&self) -> bool {
+        let few = dots::fits(&self.a, &self.b)
+            || (dots::fits(&self.b, &self.a) && self.tails.is_empty());
+        Engine::best() == Engine::Amx && self.rounds && self.b.is_bf16() && !few
     }
 
     /// What is added to one element of the product: bias and tails.

@@ -1,36 +1,40 @@
 //! Rotary position embedding over packed heads.
 
 use super::{
-    buffer::{filled, piece_rows},
+    Computed,
+    buffer::{computed, piece_rows},
+    elementwise::with_pieces,
     simd::vectorized,
 };
-use crate::ops::RotaryStyle;
+use crate::{ops::RotaryStyle, weight::Elements};
 
 /// Rotates `2·half` elements of every head of every row, from `first` on, by the row's angles.
 ///
 /// `x` is `[n, heads·dim]`, `cos` and `sin` are `[n, half]`, `first + 2·half` at most `dim`;
-/// `direction` is 1 for the rotation and -1 for its inverse, which is its gradient as well.
+/// `direction` is 1 for the rotation and -1 for its inverse, which is its gradient as well. The
+/// result is rounded to bf16 if `narrow`.
 pub(crate) fn rotate(
-    x: &[f32],
+    x: Elements<'_>,
     (heads, dim): (usize, usize),
     first: usize,
     (cos, sin): (&[f32], &[f32]),
     half: usize,
-    style: RotaryStyle,
-    direction: f32,
-) -> Vec<f32> {
+    (style, direction): (RotaryStyle, f32),
+    narrow: bool,
+) -> Computed {
     let (width, rows) = (heads * dim, piece_rows(heads * dim));
-    filled(x.len(), rows * width, |start, y| {
-        let x = &x[start..start + y.len()];
+    computed(narrow, x.len(), rows * width, |start, y| {
         let row = start / width;
-        for (i, (y, x)) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).enumerate() {
-            let angles = (row + i) * half..(row + i + 1) * half;
-            let (cos, sin) = (&cos[angles.clone()], &sin[angles]);
-            match style {
-                RotaryStyle::Halves => halves(y, x, (dim, first), cos, sin, direction),
-                RotaryStyle::Pairs => pairs(y, x, (dim, first), cos, sin, direction),
+        with_pieces([x], start..start + y.len(), |[x]| {
+            for (i, (y, x)) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).enumerate() {
+                let angles = (row + i) * half..(row + i + 1) * half;
+                let (cos, sin) = (&cos[angles.clone()], &sin[angles]);
+                match style {
+                    RotaryStyle::Halves => halves(y, x, (dim, first), cos, sin, direction),
+                    RotaryStyle::Pairs => pairs(y, x, (dim, first), cos, sin, direction),
+                }
             }
-        }
+        });
     })
 }
 

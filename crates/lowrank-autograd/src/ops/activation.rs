@@ -1,16 +1,13 @@
 //! Activation functions and gated units: `y = f(x)`, `dx = dy·f'(x)`; and `y = f(g)·u`
 //! (arXiv:2002.05202), `dg = dy·u·f'(g)`, `du = dy·f(g)`. Inputs are saved, outputs aren't.
 
-use std::sync::Arc;
-
 use candle_core::Tensor;
 
 use crate::{
     Result, Value, composed,
     kept::Kept,
-    kernels::{F32, activation as kernel, check_dims, dims2, tensor},
+    kernels::{Floats, activation as kernel, check_dims, dims2},
     profile,
-    weight::Elements,
 };
 
 /// An activation function, under the names of transformers' `ACT2FN`.
@@ -61,16 +58,15 @@ pub fn activation(x: &Value, f: Activation) -> Result<Value> {
     if let Some(device) = composed::device([x.data()]) {
         return composed::activation(x, f, &device);
     }
-    let x_data = x.data().contiguous()?;
-    let elements = F32::of(OP, &x_data)?;
-    let y = tensor(kernel::activation(f, &elements), x.dims())?;
+    let (x_data, narrow) = (x.data().contiguous()?, x.is_narrow());
+    let y = kernel::activation(f, Floats::of(OP, &x_data)?.elements(), narrow).tensor(x.dims())?;
     Ok(Value::record(OP, y, [x], |_| {
-        let kept = Kept::of(x, &x_data, &elements);
+        let kept = Kept::of(x, &x_data);
         move |dy: Tensor| {
             let dy = dy.contiguous()?;
-            let x = kept.read(OP)?;
-            let dx = kernel::activation_gradient(f, x.elements(), &F32::of(OP, &dy)?);
-            Ok([Some(tensor(dx, dy.dims())?)])
+            let (x, dy_read) = (kept.read(OP)?, Floats::of(OP, &dy)?);
+            let dx = kernel::activation_gradient(f, x.elements(), dy_read.elements(), narrow);
+            Ok([Some(dx.tensor(dy.dims())?)])
         }
     }))
 }
@@ -87,33 +83,28 @@ pub fn gated(gate: &Value, up: &Value, f: Activation) -> Result<Value> {
         return composed::gated(gate, up, f, &device);
     }
     let (g_data, u_data) = (gate.data().contiguous()?, up.data().contiguous()?);
-    let (g, u) = (F32::of(OP, &g_data)?, F32::of(OP, &u_data)?);
-    let y = match Value::halves_to_fill([gate, up]) {
-        Some(halves) => {
-            let (y, narrowed) = kernel::gated_and_narrowed(f, &g, &u);
-            for (half, elements) in halves.into_iter().zip(narrowed) {
-                half.get_or_init(|| Arc::new(elements));
-            }
-            y
-        }
-        None => kernel::gated(f, Elements::F32(&g), &u),
+    let narrow = gate.is_narrow() && up.is_narrow();
+    let y = {
+        let (g, u) = (Floats::of(OP, &g_data)?, Floats::of(OP, &u_data)?);
+        kernel::gated(f, g.elements(), u.elements(), narrow).tensor(gate.dims())?
     };
-    Ok(Value::record(OP, tensor(y, gate.dims())?, [gate, up], |[need_g, need_u]| {
-        let kept_g = Kept::of(gate, &g_data, &g);
-        let kept_u = need_g.then(|| Kept::of(up, &u_data, &u)); // only the gate's gradient reads it
+    Ok(Value::record(OP, y, [gate, up], |[need_g, need_u]| {
+        let kept_g = Kept::of(gate, &g_data);
+        let kept_u = need_g.then(|| Kept::of(up, &u_data)); // only the gate's gradient reads it
         move |dy: Tensor| {
             let dy = dy.contiguous()?;
             let (g, u) = (kept_g.read(OP)?, kept_u.as_ref().map(|u| u.read(OP)).transpose()?);
-            let (g, dims, dy) = (g.elements(), dy.dims(), F32::of(OP, &dy)?);
+            let (g, dims, dy) = (g.elements(), dy.dims(), Floats::of(OP, &dy)?);
+            let dy = dy.elements();
             let Some(u) = &u else {
-                return Ok([None, Some(tensor(kernel::gated(f, g, &dy), dims)?)]);
+                return Ok([None, Some(kernel::gated(f, g, dy, narrow).tensor(dims)?)]);
             };
-            let factors = [g, u.elements()];
+            let factors = [g, u.elements(), dy];
             if !need_u {
-                return Ok([Some(tensor(kernel::gate_gradient(f, factors, &dy), dims)?), None]);
+                return Ok([Some(kernel::gate_gradient(f, factors, narrow).tensor(dims)?), None]);
             }
-            let [dg, du] = kernel::gated_gradients(f, factors, &dy);
-            Ok([Some(tensor(dg, dims)?), Some(tensor(du, dims)?)])
+            let [dg, du] = kernel::gated_gradients(f, factors, narrow);
+            Ok([Some(dg.tensor(dims)?), Some(du.tensor(dims)?)])
         }
     }))
 }
@@ -131,16 +122,16 @@ pub fn gated_halves(x: &Value, f: Activation) -> Result<Value> {
     if let Some(device) = composed::device([x.data()]) {
         return composed::gated_halves(x, f, &device);
     }
-    let x_data = x.data().contiguous()?;
-    let elements = F32::of(OP, &x_data)?;
-    let y = tensor(kernel::gated_halves(f, &elements, n, d), &[n, d])?;
-    Ok(Value::record(OP, y, [x], |_| {
-        let kept = Kept::of(x, &x_data, &elements);
+    let (x_data, narrow) = (x.data().contiguous()?, x.is_narrow());
+    let y = kernel::gated_halves(f, Floats::of(OP, &x_data)?.elements(), [n, d], narrow);
+    Ok(Value::record(OP, y.tensor(&[n, d])?, [x], |_| {
+        let kept = Kept::of(x, &x_data);
         move |dy: Tensor| {
             let dy = dy.contiguous()?;
-            let (x, dy) = (kept.read(OP)?, F32::of(OP, &dy)?);
-            let dx = kernel::gated_halves_gradient(f, x.elements(), &dy, n, d);
-            Ok([Some(tensor(dx, &[n, 2 * d])?)])
+            let (x, dy) = (kept.read(OP)?, Floats::of(OP, &dy)?);
+            let (x, dy) = (x.elements(), dy.elements());
+            let dx = kernel::gated_halves_gradient(f, x, dy, [n, d], narrow);
+            Ok([Some(dx.tensor(&[n, 2 * d])?)])
         }
     }))
 }

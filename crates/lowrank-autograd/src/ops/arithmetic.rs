@@ -1,7 +1,7 @@
 //! Sums, products and changes of shape; nothing is saved but the factors of a product and
 //! what was clipped.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use crate::{
     Error, Result, Value, composed,
@@ -26,6 +26,18 @@ pub fn add(a: &Value, b: &Value) -> Result<Value> {
     }
     let y = combine("add", a.data(), b.data(), |a, b| a + b)?;
     Ok(Value::record("add", y, [a, b], |_| |dy: Tensor| Ok([Some(dy.clone()), Some(dy)])))
+}
+
+/// The same numbers as f32.
+///
+/// # Errors
+/// Those of the tensor library.
+pub fn widen(x: &Value) -> Result<Value> {
+    if !x.is_narrow() {
+        return Ok(x.clone());
+    }
+    let y = x.data().to_dtype(DType::F32)?;
+    Ok(Value::record("widen", y, [x], |_| |dy: Tensor| Ok([Some(dy)])))
 }
 
 /// `x + row` in every row of `x` `[n, d]`, `row` being `[d]` or `[1, d]`.

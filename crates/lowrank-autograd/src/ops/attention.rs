@@ -12,7 +12,7 @@ use crate::{
     Dropout, Error, Result, Value, composed,
     kept::Kept,
     kernels::{
-        F32,
+        Computed, F32,
         attention::{self, Operands, Saved, SoftmaxRow, Wanted},
         product::Pairs,
         tensor,
@@ -100,17 +100,12 @@ pub fn attention(
     let pairs = Pairs::best().filter(|_| halves);
     let (output, rows) =
         run([q.data(), k.data(), v.data()], bias.map(Value::data), shape, spans, &dropout, pairs)?;
-    let output = tensor(output, &[n, shape.heads * shape.value_dim])?;
+    let output = Computed::of(output, q.is_narrow()).tensor(&[n, shape.heads * shape.value_dim])?;
     let has_bias = bias.is_some();
-    let result = Value::constant(output.clone()).halved_if(q.half().is_some());
-    let fo = F32::of(OP, &output)?;
-    let [fq, fk, fv] = [&q, &k, &v].map(|v| F32::of(OP, v.data()));
-    let (fq, fk, fv) = (fq?, fk?, fv?);
-    let y = Value::record(OP, output.clone(), [&q, &k, &v, bias_value], |needs| {
+    Ok(Value::record(OP, output.clone(), [&q, &k, &v, bias_value], |needs| {
         let wanted = Wanted { q: needs[0], k: needs[1], v: needs[2], bias: needs[3] };
-        let kept = [(&q, &fq), (&k, &fk), (&v, &fv)];
-        let kept = kept.map(|(value, elements)| Kept::of(value, value.data(), elements));
-        let kept_output = Kept::of(&result, &output, &fo);
+        let kept = [&q, &k, &v].map(|value| Kept::of(value, value.data()));
+        let kept_output = Kept::of(&q, &output);
         let bias = bias_value.data().clone();
         let (shape, spans, rows) = (shape.clone(), Arc::clone(spans), rows);
         move |dy: Tensor| {
@@ -123,8 +118,7 @@ pub fn attention(
             };
             saved.backward(&shape, &spans, &rows, dropout.as_ref(), pairs, wanted)
         }
-    });
-    Ok(y.with_half_of(&result))
+    }))
 }
 
 /// What the backward pass reads.

@@ -112,7 +112,7 @@ pub fn grouped_linear(
         let need_matrix = trained.map(Value::needs_gradient);
         let reads_x = need_matrix == Some(true) || kept.iter().any(|t| t.need_a);
         let saved = Saved {
-            x: reads_x.then(|| Kept::of(x, &x_data, &elements)),
+            x: reads_x.then(|| Kept::of(x, &x_data)),
             hidden: kept.iter().any(|t| t.need_b).then_some(hidden),
             need_x: x.needs_gradient(),
             terms: kept,

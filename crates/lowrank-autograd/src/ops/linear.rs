@@ -13,12 +13,13 @@ use crate::{
     Dropout, Error, Result, Value, Weight, composed,
     kept::Kept,
     kernels::{
-        F32, check_dims, dims2,
+        Computed, F32, Floats, check_dims, dims2,
         elementwise::column_sums,
-        product::{self, Target, Term, View, product_parallel},
+        product::{self, Linear, Target, Term, View, product_parallel},
         tensor,
     },
     profile,
+    weight::Elements,
 };
 
 const OP: &str = "linear";
@@ -70,7 +71,7 @@ impl LowRank {
     }
 }
 
-/// `x` `[n, in]`, `bias` `[out]`; returns `[n, out]`.
+/// `x` `[n, in]`, `bias` `[out]`; returns `[n, out]`, bf16 if the matrix is.
 ///
 /// # Errors
 /// Shapes that don't fit each other, a dropout mask with fewer rows than `x`.
@@ -79,6 +80,30 @@ pub fn linear(
     matrix: Matrix<'_>,
     bias: Option<&Value>,
     terms: Vec<LowRank>,
+) -> Result<Value> {
+    let narrow = frozen(matrix)?.dtype() == DType::BF16;
+    linear_as(x, matrix, bias, terms, narrow)
+}
+
+/// [`linear`], always of f32: logits and scores, which are compared with each other.
+///
+/// # Errors
+/// As [`linear`].
+pub fn logits(
+    x: &Value,
+    matrix: Matrix<'_>,
+    bias: Option<&Value>,
+    terms: Vec<LowRank>,
+) -> Result<Value> {
+    linear_as(x, matrix, bias, terms, false)
+}
+
+fn linear_as(
+    x: &Value,
+    matrix: Matrix<'_>,
+    bias: Option<&Value>,
+    terms: Vec<LowRank>,
+    narrow: bool,
 ) -> Result<Value> {
     let _time = profile::scope(OP);
     let frozen = frozen(matrix)?;
@@ -90,8 +115,7 @@ pub fn linear(
     let bias = bias.as_ref();
     let terms = terms.iter().map(LowRank::contiguous).collect::<Result<Vec<_>>>()?;
     let x_data = x.data().contiguous()?;
-    let (y, hidden) = forward(&x_data, &frozen, bias, &terms)?;
-    let elements = F32::of(OP, &x_data)?;
+    let (y, hidden) = forward(&x_data, &frozen, bias, &terms, narrow)?;
     let half = frozen.dtype() == DType::BF16;
     let trained = matrix.trained();
     let mut parents = vec![x];
@@ -103,8 +127,9 @@ pub fn linear(
     }
     let y = Value::record_many(OP, y, &parents, |_| {
         let saved = Saved {
-            x: needs_input(trained, &terms).then(|| Kept::of(x, &x_data, &elements)),
+            x: needs_input(trained, &terms).then(|| Kept::of(x, &x_data)),
             need_x: x.needs_gradient(),
+            narrow: x.is_narrow() && terms.iter().all(|t| t.dropout.is_none()),
             need_matrix: trained.map(Value::needs_gradient),
             need_bias: bias.map(Value::needs_gradient),
             terms: terms.iter().zip(hidden).map(|(t, h)| SavedTerm::of(t, h)).collect(),
@@ -156,11 +181,12 @@ fn forward(
     w: &Weight,
     bias: Option<&Value>,
     terms: &[LowRank],
+    narrow: bool,
 ) -> Result<(Tensor, Vec<Tensor>)> {
     let (n, input) = dims2(OP, "the input", x)?;
     let out = w.dims().first().copied().unwrap_or_default();
-    let x = F32::of(OP, x)?;
-    let hidden = terms.iter().map(|t| t.hidden(&x, [n, input])).collect::<Result<Vec<_>>>()?;
+    let x = Floats::of(OP, x)?;
+    let hidden = terms.iter().map(|t| t.hidden(x.elements(), [n, input])).collect::<Result<Vec<_>>>()?;
     let factors = terms.iter().map(|t| F32::of(OP, t.b.data())).collect::<Result<Vec<_>>>()?;
     let pairs = terms.iter().zip(&hidden).zip(&factors);
     let low_rank: Vec<_> = pairs
@@ -170,9 +196,10 @@ fn forward(
         })
         .collect();
     let bias = whole_bias(bias, terms, out)?;
-    let y = product::linear_with(&x, n, w, bias.as_deref(), &low_rank)?;
+    let (x, bias, terms_of) = (x.elements(), bias.as_deref(), &low_rank);
+    let y = product::linear(Linear { x, n, weight: w, bias, terms: terms_of, narrow })?;
     let hidden = terms.iter().zip(hidden).map(|(t, h)| tensor(h, &[n, t.a.dims()[0]]));
-    Ok((tensor(y, &[n, out])?, hidden.collect::<Result<_>>()?))
+    Ok((y.tensor(&[n, out])?, hidden.collect::<Result<_>>()?))
 }
 
 /// The layer's bias and those of its terms, in one.
@@ -195,11 +222,11 @@ fn whole_bias(bias: Option<&Value>, terms: &[LowRank], out: usize) -> Result<Opt
 
 impl LowRank {
     /// `s·drop(x)·Aᵀ`, `[n, r]`.
-    fn hidden(&self, x: &[f32], [n, input]: [usize; 2]) -> Result<Vec<f32>> {
+    fn hidden(&self, x: Elements<'_>, [n, input]: [usize; 2]) -> Result<Vec<f32>> {
         let r = self.a.dims()[0];
         let a = F32::of(OP, self.a.data())?;
-        let dropped = self.dropout.as_ref().map(|d| d.apply(x, input));
-        let x = View::new(dropped.as_deref().unwrap_or(x), n, input);
+        let dropped = self.dropout.as_ref().map(|d| d.apply(&x.wide(), input));
+        let x = View::over(dropped.as_deref().map_or(x, Elements::F32), n, input);
         let mut h = vec![0.0; n * r];
         let a = View::new(&a, r, input);
         product_parallel(&mut Target::new(&mut h, r), false, self.scale, x, a.t());
@@ -213,6 +240,8 @@ struct Saved {
     matrix: Weight,
     transposed: bool,
     need_x: bool,
+    /// Whether the input's gradient is rounded to bf16, as it is.
+    narrow: bool,
     need_matrix: Option<bool>,
     need_bias: Option<bool>,
     terms: Vec<SavedTerm>,
@@ -247,41 +276,43 @@ impl Saved {
     /// In the order of the parents: x, matrix, bias, then A, B and bias of each term.
     fn gradients(&self, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let (n, out) = dims2(OP, "the gradient", dy)?;
-        let dy = F32::of(OP, dy)?;
+        let dy = Floats::of(OP, dy)?;
+        let dy = dy.elements();
         let input = self.matrix.dims().get(1).copied().unwrap_or_default();
-        let x = self.x.as_ref().map(Kept::tensor).transpose()?;
-        let x = x.as_ref().map(|x| F32::of(OP, x)).transpose()?;
-        let parts = self.terms.iter().map(|t| t.hidden_gradient(&dy, [n, out], self.need_x));
+        let x = self.x.as_ref().map(|x| x.read(OP)).transpose()?;
+        let x = x.as_ref().map(Floats::elements);
+        let parts = self.terms.iter().map(|t| t.hidden_gradient(dy, [n, out], self.need_x));
         let parts = parts.collect::<Result<Vec<_>>>()?;
         let mut dx = match self.need_x {
-            true => Some(self.input_gradient(&dy, &parts, [n, input])?),
+            true => Some(self.input_gradient(dy, &parts, [n, input])?),
             false => None,
         };
         let mut rest = Vec::new();
         if let Some(needed) = self.need_matrix {
-            let x = x.as_deref().filter(|_| needed);
-            rest.push(x.map(|x| self.matrix_gradient(&dy, x, n, out, input)).transpose()?);
+            let x = x.filter(|_| needed);
+            rest.push(x.map(|x| self.matrix_gradient(dy, x, n, out, input)).transpose()?);
         }
         if let Some(needed) = self.need_bias {
-            rest.push(needed.then(|| tensor(column_sums(&dy, out), &[out])).transpose()?);
+            let sums = || tensor(column_sums(&dy.wide(), out), &[out]);
+            rest.push(needed.then(sums).transpose()?);
         }
         for (term, dh) in self.terms.iter().zip(&parts) {
-            if let (Some(dx), Some(dropout)) = (&mut dx, &term.dropout) {
+            if let (Some(Computed::F32(dx)), Some(dropout)) = (&mut dx, &term.dropout) {
                 term.add_input_gradient(dx, dh, dropout, [n, input])?;
             }
-            rest.extend(term.gradients(&dy, x.as_deref(), dh, [n, out, input])?);
+            rest.extend(term.gradients(dy, x, dh, [n, out, input])?);
         }
-        let dx = dx.map(|dx| tensor(dx, &[n, input])).transpose()?;
+        let dx = dx.map(|dx| dx.tensor(&[n, input])).transpose()?;
         Ok(std::iter::once(dx).chain(rest).collect())
     }
 
     /// `dy·W + Σ dh·A` over the terms without dropout.
     fn input_gradient(
         &self,
-        dy: &[f32],
+        dy: Elements<'_>,
         parts: &[Vec<f32>],
         [n, input]: [usize; 2],
-    ) -> Result<Vec<f32>> {
+    ) -> Result<Computed> {
         let plain: Vec<_> =
             self.terms.iter().zip(parts).filter(|(term, _)| term.dropout.is_none()).collect();
         let factors = plain.iter().map(|(term, _)| F32::of(OP, &term.a));
@@ -293,18 +324,19 @@ impl Saved {
                 Term { left: View::new(dh, n, r), right: View::new(a, r, input).t() }
             })
             .collect();
-        product::linear_input_gradient_with(dy, n, &self.matrix, &terms)
+        let (weight, terms, narrow) = (&self.matrix, &*terms, self.narrow);
+        product::linear_input_gradient(Linear { x: dy, n, weight, bias: None, terms, narrow })
     }
 
     fn matrix_gradient(
         &self,
-        dy: &[f32],
-        x: &[f32],
+        dy: Elements<'_>,
+        x: Elements<'_>,
         n: usize,
         out: usize,
         input: usize,
     ) -> Result<Tensor> {
-        let (dy, x) = (View::new(dy, n, out), View::new(x, n, input));
+        let (dy, x) = (View::over(dy, n, out), View::over(x, n, input));
         let (left, right, shape) =
             if self.transposed { (x, dy, [input, out]) } else { (dy, x, [out, input]) };
         let mut dw = vec![0.0; out * input];
@@ -315,14 +347,19 @@ impl Saved {
 
 impl SavedTerm {
     /// `dh = s·dy·B`, `[n, r]`; empty if nothing needs it.
-    fn hidden_gradient(&self, dy: &[f32], [n, out]: [usize; 2], need_x: bool) -> Result<Vec<f32>> {
+    fn hidden_gradient(
+        &self,
+        dy: Elements<'_>,
+        [n, out]: [usize; 2],
+        need_x: bool,
+    ) -> Result<Vec<f32>> {
         if !need_x && !self.need_a {
             return Ok(Vec::new());
         }
         let r = self.a.dims()[0];
         // By columns, so that the few rows of `Bᵀ` meet the many of `dy` along contiguous memory.
         let columns = transposed(&F32::of(OP, &self.b)?, out, r);
-        let (dy, b) = (View::new(dy, n, out), View::new(&columns, r, out));
+        let (dy, b) = (View::over(dy, n, out), View::new(&columns, r, out));
         let mut dh = vec![0.0; n * r];
         product_parallel(&mut Target::new(&mut dh, r), false, self.scale, dy, b.t());
         Ok(dh)
@@ -331,16 +368,16 @@ impl SavedTerm {
     /// Gradients of A, B and B's bias.
     fn gradients(
         &self,
-        dy: &[f32],
-        x: Option<&[f32]>,
+        dy: Elements<'_>,
+        x: Option<Elements<'_>>,
         dh: &[f32],
         [n, out, input]: [usize; 3],
     ) -> Result<Vec<Option<Tensor>>> {
         let r = self.a.dims()[0];
         let da = match x.filter(|_| self.need_a) {
             Some(x) => {
-                let dropped = self.dropout.as_ref().map(|d| d.apply(x, input));
-                let x = View::new(dropped.as_deref().unwrap_or(x), n, input);
+                let dropped = self.dropout.as_ref().map(|d| d.apply(&x.wide(), input));
+                let x = View::over(dropped.as_deref().map_or(x, Elements::F32), n, input);
                 let mut da = vec![0.0; r * input];
                 let dh = View::new(dh, n, r);
                 product_parallel(&mut Target::new(&mut da, input), false, 1.0, dh.t(), x);
@@ -351,7 +388,7 @@ impl SavedTerm {
         let db = match &self.h {
             Some(h) => {
                 let h = F32::of(OP, h)?;
-                let (h, dy) = (View::new(&h, n, r), View::new(dy, n, out));
+                let (h, dy) = (View::new(&h, n, r), View::over(dy, n, out));
                 let mut columns = vec![0.0; r * out];
                 product_parallel(&mut Target::new(&mut columns, out), false, 1.0, h.t(), dy);
                 Some(tensor(transposed(&columns, r, out), &[out, r])?)
@@ -360,7 +397,7 @@ impl SavedTerm {
         };
         let mut found = vec![da, db];
         if let Some(needed) = self.need_bias {
-            let sums = || column_sums(dy, out).iter().map(|s| s * self.scale).collect();
+            let sums = || column_sums(&dy.wide(), out).iter().map(|s| s * self.scale).collect();
             found.push(needed.then(|| tensor(sums(), &[out])).transpose()?);
         }
         Ok(found)

@@ -26,9 +26,11 @@ use rayon::prelude::*;
 use crate::{
     Result, Value, Weight, composed,
     kernels::{
-        F32, check_dims,
+        F32, Floats, check_dims,
         cross_entropy::{Row, add, cap, multiply, scale, scale_and_add},
-        dims2, product, tensor,
+        dims2,
+        product::{self, Linear},
+        tensor,
     },
     profile,
     weight::{Elements, Matrix},
@@ -72,7 +74,8 @@ pub fn linear_cross_entropy(
     }
     let data = x.data().contiguous()?;
     let bias = bias.as_ref().map(|b| F32::of(OP, b)).transpose()?;
-    let layer = Layer { x: &F32::of(OP, &data)?, weight, memory, bias: bias.as_deref(), softcap };
+    let read = Floats::of(OP, &data)?;
+    let layer = Layer { x: read.elements(), weight, memory, bias: bias.as_deref(), softcap };
 
     let needed = x.needs_gradient();
     let mut dx = Vec::with_capacity(if needed { n * hidden } else { 0 });
@@ -88,7 +91,7 @@ pub fn linear_cross_entropy(
 }
 
 struct Layer<'a> {
-    x: &'a [f32],
+    x: Elements<'a>,
     weight: &'a Weight,
     memory: Matrix,
     bias: Option<&'a [f32]>,
@@ -104,14 +107,16 @@ impl Layer<'_> {
         mut dx: Option<&mut Vec<f32>>,
     ) -> Result<Vec<Row>> {
         let (n, hidden) = (block.len(), self.memory.columns);
-        let x = self.x.get(block.start * hidden..block.end * hidden).unwrap_or_default();
+        let x = self.x.slice(block.start * hidden..block.end * hidden);
         let done = dx.as_ref().map_or(0, |dx| dx.len());
         let mut rows = vec![Row::new(); n];
         for (panel, weight) in self.panels(n)? {
-            let mut z = product::linear(x, n, &weight)?;
+            let of = Linear { x, n, weight: &weight, bias: None, terms: &[], narrow: false };
+            let mut z = product::linear(of)?.wide();
             let factors = self.absorb(&mut rows, targets, &mut z, panel.clone());
             let Some(dx) = dx.as_deref_mut() else { continue };
-            let part = product::linear_input_gradient(&z, n, &weight)?;
+            let of = Linear { x: Elements::F32(&z), ..of };
+            let part = product::linear_input_gradient(of)?.wide();
             match dx.get_mut(done..).filter(|so_far| !so_far.is_empty()) {
                 Some(so_far) => so_far
                     .par_chunks_mut(hidden.max(1))

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use crate::{
     Result, Value, composed,
     kernels::{
-        F32, check_dims,
+        Floats, check_dims,
         elementwise::{sum, zip},
         simd::sigmoid,
         tensor,
@@ -52,12 +52,16 @@ fn pointwise(
 ) -> Result<Value> {
     check_dims(op, "the targets", targets, x.dims())?;
     let (x_data, t_data) = (x.data().contiguous()?, targets.contiguous()?);
-    let losses = zip(&F32::of(op, &x_data)?, &F32::of(op, &t_data)?, loss);
+    let losses = {
+        let (x, t) = (Floats::of(op, &x_data)?, Floats::of(op, &t_data)?);
+        zip(x.elements(), t.elements(), loss)
+    };
     Ok(Value::record(op, tensor(vec![sum(&losses) as f32], &[])?, [x], |_| {
         move |dy: Tensor| {
             let scale = dy.to_scalar::<f32>()?;
-            let (x, t) = (F32::of(op, &x_data)?, F32::of(op, &t_data)?);
-            Ok([Some(tensor(zip(&x, &t, |x, t| scale * slope(x, t)), x_data.dims())?)])
+            let (x, t) = (Floats::of(op, &x_data)?, Floats::of(op, &t_data)?);
+            let dx = zip(x.elements(), t.elements(), |x, t| scale * slope(x, t));
+            Ok([Some(tensor(dx, x_data.dims())?)])
         }
     }))
 }

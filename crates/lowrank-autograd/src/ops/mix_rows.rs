@@ -43,7 +43,7 @@ pub fn mix_rows(x: &Value, weights: &Value, places: &Arc<[usize]>) -> Result<Val
         }
     });
     Ok(Value::record(OP, tensor(y, &[n, d])?, [x, weights], |[need_x, need_w]| {
-        let kept = need_w.then(|| Kept::of(x, &x_data, &rows)); // only dw reads x
+        let kept = need_w.then(|| Kept::of(x, &x_data)); // only dw reads x
         let (w_data, places) = (w_data.clone(), Arc::clone(places));
         move |dy: Tensor| {
             let dy = dy.contiguous()?;

@@ -7,7 +7,7 @@ use crate::{
     Result, Value, composed,
     kept::Kept,
     kernels::{
-        F32, check_dims, dims2,
+        F32, Floats, check_dims, dims2,
         elementwise::column_sums,
         norm::{self, Center},
         tensor,
@@ -50,34 +50,37 @@ fn normalize(
     let bias = bias.map(Value::contiguous).transpose()?;
     let bias = bias.as_ref();
     let (x_data, w_data) = (x.data().contiguous()?, weight.data().contiguous()?);
-    let elements = F32::of(op, &x_data)?;
     let y = {
         let bias = bias.map(|b| F32::of(op, b.data())).transpose()?;
-        norm::forward(&elements, d, &F32::of(op, &w_data)?, bias.as_deref(), eps, center)
+        let (x_read, w, narrow) =
+            (Floats::of(op, &x_data)?, F32::of(op, &w_data)?, x.half().is_some());
+        norm::forward(x_read.elements(), d, &w, bias.as_deref(), eps, center, narrow)
     };
     let mut parents = vec![x, weight];
     parents.extend(bias);
-    Ok(Value::record_many(op, tensor(y, &[n, d])?, &parents, |needs| {
-        let needs = needs.to_vec();
+    Ok(Value::record_many(op, y.tensor(&[n, d])?, &parents, |needs| {
+        let (needs, narrow) = (needs.to_vec(), x.is_narrow());
         // Only the bias's gradient does without the input.
-        let kept = (needs[0] || needs[1]).then(|| Kept::of(x, &x_data, &elements));
+        let kept = (needs[0] || needs[1]).then(|| Kept::of(x, &x_data));
         move |dy: Tensor| {
             let dy = dy.contiguous()?;
-            let dy = F32::of(op, &dy)?;
             let mut found = vec![None, None];
             if let Some(kept) = &kept {
                 let (x, w) = (kept.read(op)?, F32::of(op, &w_data)?);
                 let x = x.elements();
                 if needs[0] {
-                    let dx = norm::input_gradient(&dy, x, d, &w, eps, center);
-                    found[0] = Some(tensor(dx, &[n, d])?);
+                    let dy = Floats::of(op, &dy)?;
+                    let dx = norm::input_gradient(dy.elements(), x, d, &w, eps, center, narrow);
+                    found[0] = Some(dx.tensor(&[n, d])?);
                 }
                 if needs[1] {
-                    found[1] = Some(tensor(norm::weight_gradient(&dy, x, d, eps, center), &[d])?);
+                    let dw = norm::weight_gradient(&F32::of(op, &dy)?, x, d, eps, center);
+                    found[1] = Some(tensor(dw, &[d])?);
                 }
             }
             if let Some(needed) = needs.get(2) {
-                found.push(needed.then(|| tensor(column_sums(&dy, d), &[d])).transpose()?);
+                let sums = || tensor(column_sums(&F32::of(op, &dy)?, d), &[d]);
+                found.push(needed.then(sums).transpose()?);
             }
             Ok(found)
         }

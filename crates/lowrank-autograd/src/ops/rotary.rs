@@ -5,7 +5,7 @@ use candle_core::Tensor;
 
 use crate::{
     Error, Result, Value, composed,
-    kernels::{F32, check_dims, dims2, rotary as kernel, tensor},
+    kernels::{F32, Floats, check_dims, dims2, rotary as kernel},
     profile,
 };
 
@@ -63,12 +63,13 @@ pub fn rotary_from(
     if let Some(device) = composed::device([x.data()]) {
         return composed::rotary(x, head_dim, first, angles, style, &device);
     }
+    let narrow = x.is_narrow();
     let turn = move |x: &Tensor, angles: &Angles, direction: f32| -> Result<Tensor> {
         let x = x.contiguous()?;
         let (cos, sin) = (F32::of(OP, &angles.cos)?, F32::of(OP, &angles.sin)?);
-        let x = F32::of(OP, &x)?;
-        let y = kernel::rotate(&x, (heads, head_dim), first, (&cos, &sin), half, style, direction);
-        tensor(y, &[n, width])
+        let (x, heads, turn) = (Floats::of(OP, &x)?, (heads, head_dim), (style, direction));
+        kernel::rotate(x.elements(), heads, first, (&cos, &sin), half, turn, narrow)
+            .tensor(&[n, width])
     };
     let angles = Angles { cos: angles.cos.contiguous()?, sin: angles.sin.contiguous()? };
     let y = turn(x.data(), &angles, 1.0)?;

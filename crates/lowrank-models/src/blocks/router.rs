@@ -43,7 +43,7 @@ impl Router {
     /// # Errors
     /// When `x` doesn't fit.
     pub fn forward(&self, x: &Value, pass: &Pass) -> Result<(Routes, Value)> {
-        let logits = self.weight.forward(x, pass)?;
+        let logits = self.weight.logits(x, pass)?;
         let (weights, chosen) = ops::route(&logits, &self.routing)?;
         Ok((Routes::new(weights, &chosen, self.experts), logits))
     }

@@ -51,11 +51,28 @@ impl Linear {
         self.0.bias.as_ref()
     }
 
-    /// `x` `[n, in]` → `[n, out]`.
+    /// `x` `[n, in]` → `[n, out]`; bf16 if the matrix is.
     ///
     /// # Errors
     /// When `x` doesn't fit.
     pub fn forward(&self, x: &Value, pass: &Pass) -> Result<Value> {
+        self.run(x, pass, ops::linear)
+    }
+
+    /// The same, always of f32: logits and scores, which are compared with each other.
+    ///
+    /// # Errors
+    /// When `x` doesn't fit.
+    pub fn logits(&self, x: &Value, pass: &Pass) -> Result<Value> {
+        self.run(x, pass, ops::logits)
+    }
+
+    fn run(
+        &self,
+        x: &Value,
+        pass: &Pass,
+        op: fn(&Value, ops::Matrix<'_>, Option<&Value>, Vec<ops::LowRank>) -> Result<Value>,
+    ) -> Result<Value> {
         let weight = self.0.weight.operand(pass);
         let matrix = match &weight {
             Operand::Frozen(weight) => ops::Matrix::Frozen(weight),
@@ -65,7 +82,7 @@ impl Linear {
         };
         let bias = self.bias().map(|b| b.value(pass)).transpose()?;
         let terms = self.0.slots.active(pass).iter().map(|lora| lora.low_rank(pass)).collect();
-        ops::linear(x, matrix, bias.as_ref(), terms)
+        op(x, matrix, bias.as_ref(), terms)
     }
 
     /// The adapter of this name, if the layer has it.

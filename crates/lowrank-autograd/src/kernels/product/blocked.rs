@@ -11,7 +11,6 @@ use super::{
     scratch::Scratch,
     setting::Setting,
     tile::{Place, Run},
-    tiles::Out,
 };
 
 /// Most steps of the inner dimension that are packed at a time: strips stay in the second-level
@@ -41,11 +40,7 @@ impl Job<'_> {
     /// `to` is writable for all rows, which don't overlap, and `engine` exists on this machine.
     #[expect(unsafe_code, reason = "the target is a pointer, since it may not be initialized yet")]
     pub(super) unsafe fn run_packed(&self, engine: Engine, to: *mut f32, row_stride: usize) {
-        let setting = Setting::of(engine, self.b.is_bf16());
-        if engine == Engine::Amx && self.b.is_bf16() {
-            // SAFETY: the caller's promise.
-            return unsafe { self.run_tiles(setting, Out::F32(to), row_stride) };
-        }
+        let setting = Setting::of(engine, self.rounds && self.b.is_bf16());
         let (m, k) = (self.a.lines, self.a.inner);
         let tail = self.tails.iter().map(|(a, _)| a.inner).sum();
         let per_step = setting.lanes.per_step();

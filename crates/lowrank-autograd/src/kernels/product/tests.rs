@@ -81,6 +81,7 @@ impl Case {
             add: self.add,
             bias: self.bias.then_some(&bias),
             tails: if r > 0 { &tails } else { &[] },
+            rounds: true,
             parallel: true,
         };
         let mut got = before.clone();
@@ -124,6 +125,10 @@ fn run(job: Job<'_>, engine: Option<Engine>, to: &mut [f32], stride: usize) {
         match engine {
             None => job.run_into(to.as_mut_ptr(), stride),
             Some(Engine::Portable) => job.run_anywhere(to.as_mut_ptr(), stride),
+            #[cfg(target_arch = "x86_64")]
+            Some(Engine::Amx) if job.b.is_bf16() => {
+                job.run_tiles(tiles::Out::F32(to.as_mut_ptr()), stride);
+            }
             #[cfg(target_arch = "x86_64")]
             Some(engine) => job.run_packed(engine, to.as_mut_ptr(), stride),
             #[cfg(not(target_arch = "x86_64"))]

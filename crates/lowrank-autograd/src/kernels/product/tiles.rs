@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use super::{
     Job, Shared,
     amx::{self, Block, Fetch, ROWS, STEPS, Sums, Waiting},
+    engine::Engine,
     panels::{self, Extra},
     scratch::Scratch,
     setting::Setting,
@@ -80,7 +81,8 @@ impl Job<'_> {
     /// # Safety
     /// `to` is writable for all rows, which don't overlap, and the machine has AMX.
     #[expect(unsafe_code, reason = "the target is a pointer, since it may not be initialized yet")]
-    pub(super) unsafe fn run_tiles(&self, setting: Setting, to: Out, stride: usize) {
+    pub(super) unsafe fn run_tiles(&self, to: Out, stride: usize) {
+        let setting = Setting::of(Engine::Amx, true);
         let (m, n, k) = (self.a.lines, self.b.lines, self.a.inner);
         let pieces = k.div_ceil(INNER).max(1);
         let len = k.div_ceil(pieces).next_multiple_of(2 * STEPS);
