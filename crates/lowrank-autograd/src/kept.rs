@@ -7,7 +7,7 @@ use candle_core::{DType, Tensor};
 
 use crate::{
     Result, Value,
-    kernels::{Computed, Floats, elementwise::narrowed},
+    kernels::{Computed, Floats, elementwise::narrowed, tensor},
     weight::Elements,
 };
 
@@ -49,11 +49,19 @@ impl Kept {
         Floats::of(op, &self.0)
     }
 
+    /// The tensor as it was kept.
+    pub(crate) fn into_tensor(self) -> Tensor {
+        self.0
+    }
+
     /// The tensor in f32.
     ///
     /// # Errors
     /// Those of the tensor library.
     pub(crate) fn tensor(&self) -> Result<Tensor> {
-        Ok(self.0.to_dtype(DType::F32)?)
+        match Floats::of("kept", &self.0) {
+            Ok(floats) => tensor(floats.elements().wide().into_owned(), self.0.dims()),
+            Err(_) => Ok(self.0.to_dtype(DType::F32)?),
+        }
     }
 }

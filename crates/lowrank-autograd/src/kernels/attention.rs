@@ -11,6 +11,7 @@ use crate::{
     Dropout,
     kernels::product::Pairs,
     ops::{AttentionShape, Span},
+    weight::Elements,
 };
 
 mod backward;
@@ -25,7 +26,7 @@ mod tile;
 mod work;
 
 use backward::Group;
-use forward::Place;
+use forward::{Place, Put};
 use head::Head;
 use pairs::KeysAndValues;
 
@@ -33,15 +34,15 @@ use pairs::KeysAndValues;
 /// `[m, kv_heads·value_dim]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Operands<'a> {
-    pub(crate) q: &'a [f32],
-    pub(crate) k: &'a [f32],
-    pub(crate) v: &'a [f32],
+    pub(crate) q: Elements<'a>,
+    pub(crate) k: Elements<'a>,
+    pub(crate) v: Elements<'a>,
     /// `[distances, heads]`: what is added to a score, by key position less query position; the
     /// middle row is distance 0.
     pub(crate) bias: Option<&'a [f32]>,
     pub(crate) shape: &'a AttentionShape,
     pub(crate) dropout: Option<&'a Dropout>,
-    /// Kernels that multiply in bf16, if the operands are worth no more.
+    /// Kernels that multiply in bf16, if the operands are worth no more. Without them they are f32.
     pub(crate) pairs: Option<Pairs>,
 }
 
@@ -69,7 +70,11 @@ impl SoftmaxRow {
 
 /// Attends: writes the rows that `spans` cover of `output` `[n, heads·value_dim]`, and returns the
 /// softmax of each query row and head, `[n, heads]`.
-pub(crate) fn forward(of: Operands<'_>, spans: &[Span], output: &mut [f32]) -> Vec<SoftmaxRow> {
+pub(crate) fn forward<T: Put>(
+    of: Operands<'_>,
+    spans: &[Span],
+    output: &mut [T],
+) -> Vec<SoftmaxRow> {
     let (heads, width) = (of.shape.heads, of.shape.heads * of.shape.value_dim);
     let mut softmax = vec![SoftmaxRow::default(); output.len() / width * heads];
     let packed = of.pairs.map(|pairs| KeysAndValues::pack(&of, spans, pairs));
@@ -113,10 +118,10 @@ fn cut<'a, T>(rest: &mut &'a mut [T], skipped: usize, len: usize) -> &'a mut [T]
 /// What the forward pass left behind, and the gradient that came.
 #[derive(Clone, Copy)]
 pub(crate) struct Saved<'a> {
-    pub(crate) output: &'a [f32],
+    pub(crate) output: Elements<'a>,
     /// `[n, heads]`
     pub(crate) rows: &'a [SoftmaxRow],
-    pub(crate) dy: &'a [f32],
+    pub(crate) dy: Elements<'a>,
 }
 
 /// Whose gradients are sought.
@@ -143,13 +148,13 @@ pub(crate) fn backward(
     saved: Saved<'_>,
     wanted: Wanted,
 ) -> Backward {
-    let zeros = |wanted: bool, like: &[f32]| vec![0.0; if wanted { like.len() } else { 0 }];
+    let zeros = |wanted: bool, len: usize| vec![0.0; if wanted { len } else { 0 }];
     let bias = of.bias.filter(|_| wanted.bias).unwrap_or_default();
     let mut result = Backward {
-        q: zeros(wanted.q, of.q),
-        k: zeros(wanted.k, of.k),
-        v: zeros(wanted.v, of.v),
-        bias: zeros(true, bias),
+        q: zeros(wanted.q, of.q.len()),
+        k: zeros(wanted.k, of.k.len()),
+        v: zeros(wanted.v, of.v.len()),
+        bias: zeros(true, bias.len()),
     };
     let stretches = work::stretches(&of, spans);
     let places = work::places(&of, &stretches, [&mut result.q, &mut result.k, &mut result.v]);

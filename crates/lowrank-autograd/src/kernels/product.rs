@@ -58,8 +58,7 @@ impl<'a> View<'a> {
 
     /// The same over elements of any kind.
     pub(crate) fn over(data: Elements<'a>, rows: usize, columns: usize) -> Self {
-        assert!(rows * columns <= data.len(), "{rows} × {columns} over {}", data.len());
-        Self { data, rows, columns, row_stride: columns, column_stride: 1 }
+        Self::strided_over(data, rows, columns, columns, 1)
     }
 
     /// A matrix whose last element lies inside `data`.
@@ -70,9 +69,20 @@ impl<'a> View<'a> {
         row_stride: usize,
         column_stride: usize,
     ) -> Self {
+        Self::strided_over(Elements::F32(data), rows, columns, row_stride, column_stride)
+    }
+
+    /// The same over elements of any kind.
+    pub(crate) fn strided_over(
+        data: Elements<'a>,
+        rows: usize,
+        columns: usize,
+        row_stride: usize,
+        column_stride: usize,
+    ) -> Self {
         let reach = reach(rows, columns, row_stride, column_stride);
         assert!(reach <= data.len(), "matrix of {reach} elements over {} elements", data.len());
-        Self { data: Elements::F32(data), rows, columns, row_stride, column_stride }
+        Self { data, rows, columns, row_stride, column_stride }
     }
 
     /// The transpose, over the same memory.

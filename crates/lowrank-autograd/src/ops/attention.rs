@@ -7,17 +7,19 @@
 use std::{ops::Range, sync::Arc};
 
 use candle_core::Tensor;
+use half::bf16;
 
 use crate::{
     Dropout, Error, Result, Value, composed,
     kept::Kept,
     kernels::{
-        Computed, F32,
+        Computed, F32, Floats,
         attention::{self, Operands, Saved, SoftmaxRow, Wanted},
         product::Pairs,
         tensor,
     },
     profile,
+    weight::Elements,
 };
 
 const OP: &str = "attention";
@@ -98,9 +100,25 @@ pub fn attention(
     let n = q.dims()[0];
     let halves = [&q, &k, &v].iter().all(|value| value.half().is_some());
     let pairs = Pairs::best().filter(|_| halves);
-    let (output, rows) =
-        run([q.data(), k.data(), v.data()], bias.map(Value::data), shape, spans, &dropout, pairs)?;
-    let output = Computed::of(output, q.is_narrow()).tensor(&[n, shape.heads * shape.value_dim])?;
+    let (output, rows) = {
+        let [fq, fk, fv] = [&q, &k, &v].map(|value| Read::of(value.data(), pairs));
+        let (fq, fk, fv) = (fq?, fk?, fv?);
+        let fb = bias.map(|b| F32::of(OP, b.data())).transpose()?;
+        let (q_read, k, v) = (fq.elements(), fk.elements(), fv.elements());
+        let (bias, dropout) = (fb.as_deref(), dropout.as_ref());
+        let of = Operands { q: q_read, k, v, bias, shape, dropout, pairs };
+        let len = n * shape.heads * shape.value_dim;
+        if q.is_narrow() {
+            let mut output = vec![bf16::ZERO; len];
+            let rows = attention::forward(of, spans, &mut output);
+            (Computed::Bf16(output), rows)
+        } else {
+            let mut output = vec![0.0; len];
+            let rows = attention::forward(of, spans, &mut output);
+            (Computed::F32(output), rows)
+        }
+    };
+    let output = output.tensor(&[n, shape.heads * shape.value_dim])?;
     let has_bias = bias.is_some();
     Ok(Value::record(OP, output.clone(), [&q, &k, &v, bias_value], |needs| {
         let wanted = Wanted { q: needs[0], k: needs[1], v: needs[2], bias: needs[3] };
@@ -109,11 +127,10 @@ pub fn attention(
         let bias = bias_value.data().clone();
         let (shape, spans, rows) = (shape.clone(), Arc::clone(spans), rows);
         move |dy: Tensor| {
-            let [q, k, v] = kept.map(|kept| kept.tensor());
             let saved = Tensors {
-                operands: [q?, k?, v?],
+                operands: kept.map(Kept::into_tensor),
                 bias: has_bias.then_some(bias),
-                output: kept_output.tensor()?,
+                output: kept_output.into_tensor(),
                 dy: dy.contiguous()?,
             };
             saved.backward(&shape, &spans, &rows, dropout.as_ref(), pairs, wanted)
@@ -140,13 +157,14 @@ impl Tensors {
         pairs: Option<Pairs>,
         wanted: Wanted,
     ) -> Result<[Option<Tensor>; 4]> {
-        let of = |t| F32::of(OP, t);
         let [q, k, v] = &self.operands;
+        let of = |tensor| Read::of(tensor, pairs);
         let (fq, fk, fv, fo, fdy) = (of(q)?, of(k)?, of(v)?, of(&self.output)?, of(&self.dy)?);
-        let bias = self.bias.as_ref().map(of).transpose()?;
-        let bias = bias.as_deref();
-        let of = Operands { q: &fq, k: &fk, v: &fv, bias, shape, dropout, pairs };
-        let saved = Saved { output: &fo, rows, dy: &fdy };
+        let fb = self.bias.as_ref().map(|b| F32::of(OP, b)).transpose()?;
+        let bias = fb.as_deref();
+        let of = [&fq, &fk, &fv].map(Read::elements);
+        let of = Operands { q: of[0], k: of[1], v: of[2], bias, shape, dropout, pairs };
+        let saved = Saved { output: fo.elements(), rows, dy: fdy.elements() };
         let gradients = attention::backward(of, spans, saved, wanted);
         let keep = |wanted: bool, g: Vec<f32>, like: &Tensor| {
             wanted.then(|| tensor(g, like.dims())).transpose()
@@ -223,9 +241,9 @@ pub fn attention_cached(
         let (len, before) = (span.queries.len(), cache.len(kw));
         cache.append(&fk[rows(kw)], &fv[rows(vw)]);
         let of = Operands {
-            q: &fq[rows(qw)],
-            k: &cache.keys,
-            v: &cache.values,
+            q: Elements::F32(&fq[rows(qw)]),
+            k: Elements::F32(&cache.keys),
+            v: Elements::F32(&cache.values),
             bias: fb.as_deref(),
             shape,
             dropout: None,
@@ -269,21 +287,26 @@ fn check_caches(
     Ok(())
 }
 
-fn run(
-    [q, k, v]: [&Tensor; 3],
-    bias: Option<&Tensor>,
-    shape: &AttentionShape,
-    spans: &[Span],
-    dropout: &Option<Dropout>,
-    pairs: Option<Pairs>,
-) -> Result<(Vec<f32>, Vec<SoftmaxRow>)> {
-    let (fq, fk, fv) = (F32::of(OP, q)?, F32::of(OP, k)?, F32::of(OP, v)?);
-    let fb = bias.map(|b| F32::of(OP, b)).transpose()?;
-    let (bias, dropout) = (fb.as_deref(), dropout.as_ref());
-    let of = Operands { q: &fq, k: &fk, v: &fv, bias, shape, dropout, pairs };
-    let mut output = vec![0.0; q.dims()[0] * shape.heads * shape.value_dim];
-    let rows = attention::forward(of, spans, &mut output);
-    Ok((output, rows))
+/// A tensor's elements as kernels read them: f32, unless they multiply in bf16.
+enum Read<'a> {
+    AsTheyLie(Floats<'a>),
+    Wide(F32<'a>),
+}
+
+impl<'a> Read<'a> {
+    fn of(tensor: &'a Tensor, pairs: Option<Pairs>) -> Result<Self> {
+        Ok(match pairs {
+            Some(_) => Self::AsTheyLie(Floats::of(OP, tensor)?),
+            None => Self::Wide(F32::of(OP, tensor)?),
+        })
+    }
+
+    fn elements(&self) -> Elements<'_> {
+        match self {
+            Self::AsTheyLie(floats) => floats.elements(),
+            Self::Wide(floats) => Elements::F32(floats),
+        }
+    }
 }
 
 fn check(

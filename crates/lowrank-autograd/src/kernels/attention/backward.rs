@@ -7,14 +7,14 @@ use std::{
 
 use super::{
     Operands, Saved, Wanted,
-    head::{Head, Tile, head_rows, lanes},
+    head::{Head, HeadRows, Tile, head_rows, lanes},
     pairs::{PackedBlock, PackedGroup, untranspose},
     scratch::Scratch,
     softmax::{self, Known},
     tile::{Left, Rows, Size, multiply},
     work::{Gradients, ROWS},
 };
-use crate::{Dropout, ops::Span};
+use crate::{Dropout, ops::Span, weight::Elements};
 
 /// One key/value head of one sequence, and the keys of it whose gradients are sought.
 pub(super) struct Group<'a> {
@@ -132,9 +132,9 @@ impl Block<'_> {
         let (queries, dy) = (self.head.queries(rows.start), self.outputs(saved.dy));
         if self.packed.is_none() {
             let to = scratch.queries.room(lanes * shape.head_dim);
-            queries.transpose(rows.len(), shape.head_dim, shape.scale, to);
+            queries.wide().transpose(rows.len(), shape.head_dim, shape.scale, to);
             let to = scratch.dy.room(lanes * shape.value_dim);
-            dy.transpose(rows.len(), shape.value_dim, 1.0, to);
+            dy.wide().transpose(rows.len(), shape.value_dim, 1.0, to);
         }
         let output = self.outputs(saved.output);
         let [max, inverse, dot] = [&mut scratch.max, &mut scratch.sum, &mut scratch.keep]
@@ -144,12 +144,12 @@ impl Block<'_> {
             let at = (first + r) * shape.heads + self.head.head;
             let row = saved.rows.get(at).copied().unwrap_or_default();
             (max[r], inverse[r]) = (row.max, 1.0 / row.sum);
-            dot[r] = softmax::dot(dy.row(r, shape.value_dim), output.row(r, shape.value_dim));
+            dot[r] = dy.dot(output, r, shape.value_dim);
         }
     }
 
     /// This head's rows of the output or its gradient.
-    fn outputs<'x>(&self, x: &'x [f32]) -> Rows<'x> {
+    fn outputs<'x>(&self, x: Elements<'x>) -> HeadRows<'x> {
         let s = self.group.of.shape;
         let first = self.head.span.queries.start + self.rows.start;
         head_rows(x, first, s.heads, s.value_dim, self.head.head)
@@ -161,7 +161,7 @@ impl Block<'_> {
         let queries = scratch.queries.room(lanes * shape.head_dim);
         self.head.products(tile, queries, scratch.scores.room(tile.len()));
         let size = Size { m: tile.keys.len(), n: lanes, k: shape.value_dim };
-        let values = self.head.values(tile.keys.start).left();
+        let values = self.head.values(tile.keys.start).wide().left();
         let dy = Rows { data: scratch.dy.room(lanes * shape.value_dim), stride: lanes };
         multiply(scratch.ds.room(tile.len()), lanes, false, size, values, dy);
     }
@@ -198,21 +198,23 @@ impl Block<'_> {
             let size = Size { m: rows, n: shape.head_dim, k: keys };
             let left = Left { data: ds, row: 1, column: lanes };
             let to = scratch.rows.room(rows * shape.head_dim);
-            let right = self.head.keys(tile.keys.start);
+            let right = self.head.keys(tile.keys.start).wide();
             multiply(to, shape.head_dim, keep, size, left, right);
         }
         if wanted.k {
             let size = Size { m: keys, n: shape.head_dim, k: rows };
             let left = Left { data: ds, row: lanes, column: 1 };
             let to = &mut sums.dk[start * shape.head_dim..];
-            multiply(to, shape.head_dim, true, size, left, self.head.queries(self.rows.start));
+            let right = self.head.queries(self.rows.start).wide();
+            multiply(to, shape.head_dim, true, size, left, right);
         }
         if wanted.v {
             let size = Size { m: keys, n: shape.value_dim, k: rows };
             let p = scratch.scores.room(tile.len());
             let left = Left { data: p, row: lanes, column: 1 };
             let to = &mut sums.dv[start * shape.value_dim..];
-            multiply(to, shape.value_dim, true, size, left, self.outputs(self.group.saved.dy));
+            let right = self.outputs(self.group.saved.dy).wide();
+            multiply(to, shape.value_dim, true, size, left, right);
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use half::bf16;
+
 use super::{
     SoftmaxRow,
     head::{Head, Tile, lanes},
@@ -10,18 +12,36 @@ use super::{
     softmax::{self, LANES, Running},
     tile::{Left, Size, multiply},
 };
-use crate::{Dropout, ops::AttentionShape};
+use crate::{Dropout, kernels::elementwise::narrow, ops::AttentionShape};
 
 /// Where a block's results go: the first row's elements and softmax of this head, rows of all
 /// heads apart.
-pub(super) struct Place<'a> {
-    pub(super) output: &'a mut [f32],
+pub(super) struct Place<'a, T> {
+    pub(super) output: &'a mut [T],
     pub(super) softmax: &'a mut [SoftmaxRow],
 }
 
-impl Place<'_> {
+/// An element of the output.
+pub(crate) trait Put: Copy + Default + Send {
+    /// Puts as many elements, rounded to this type.
+    fn put(to: &mut [Self], from: &[f32]);
+}
+
+impl Put for f32 {
+    fn put(to: &mut [Self], from: &[f32]) {
+        to.copy_from_slice(from);
+    }
+}
+
+impl Put for bf16 {
+    fn put(to: &mut [Self], from: &[f32]) {
+        narrow(to, from);
+    }
+}
+
+impl<T> Place<'_, T> {
     /// The place from its row `first` on.
-    pub(super) fn starting_at(&mut self, first: usize, shape: &AttentionShape) -> Place<'_> {
+    pub(super) fn starting_at(&mut self, first: usize, shape: &AttentionShape) -> Place<'_, T> {
         Place {
             output: &mut self.output[first * shape.heads * shape.value_dim..],
             softmax: &mut self.softmax[first * shape.heads..],
@@ -40,7 +60,7 @@ impl Head<'_> {
     ) {
         let dropout = self.dropout();
         match (rows.len(), packed) {
-            (1, _) => self.forward_row(rows.start, dropout.as_ref(), scratch),
+            (1, None) => self.forward_row(rows.start, dropout.as_ref(), scratch),
             (_, None) => self.forward_rows(rows, dropout.as_ref(), scratch),
             (_, Some(packed)) => self.forward_pairs(rows, &packed, dropout.as_ref(), scratch),
         }
@@ -50,7 +70,7 @@ impl Head<'_> {
         let (shape, lanes) = (self.of.shape, lanes(rows));
         let dim = shape.value_dim;
         let queries = scratch.queries.room(lanes * shape.head_dim);
-        self.queries(rows.start).transpose(rows.len(), shape.head_dim, shape.scale, queries);
+        self.queries(rows.start).wide().transpose(rows.len(), shape.head_dim, shape.scale, queries);
         scratch.begin_softmax(lanes);
         scratch.rows.filled(rows.len() * dim, 0.0);
         for (i, tile) in self.tiles(rows, 0..usize::MAX).enumerate() {
@@ -63,7 +83,7 @@ impl Head<'_> {
             }
             let size = Size { m: rows.len(), n: dim, k: tile.keys.len() };
             let p = Left { data: scratch.scores.room(tile.len()), row: 1, column: lanes };
-            multiply(output, dim, i > 0, size, p, self.values(tile.keys.start));
+            multiply(output, dim, i > 0, size, p, self.values(tile.keys.start).wide());
         }
     }
 
@@ -117,8 +137,8 @@ impl Head<'_> {
         let (shape, rows) = (self.of.shape, row..row + 1);
         let keys = self.visible(&rows);
         let scores = scratch.scores.room(keys.len());
-        let query = self.queries(row).row(0, shape.head_dim);
-        softmax::row_scores(query, self.keys(keys.start), shape.scale, scores);
+        let query = self.queries(row).wide().row(0, shape.head_dim);
+        softmax::row_scores(query, self.keys(keys.start).wide(), shape.scale, scores);
         if let Some(cap) = shape.softcap {
             softmax::cap_scores(scores, &mut [], cap);
         }
@@ -140,16 +160,21 @@ impl Head<'_> {
         let size = Size { m: 1, n: shape.value_dim, k: keys.len() };
         let p = Left { data: scores, row: keys.len(), column: 1 };
         let output = scratch.rows.room(shape.value_dim);
-        multiply(output, shape.value_dim, false, size, p, self.values(keys.start));
+        multiply(output, shape.value_dim, false, size, p, self.values(keys.start).wide());
     }
 
     /// Puts a block's results where they belong.
-    pub(super) fn place(&self, rows: &Range<usize>, scratch: &mut Scratch, place: Place<'_>) {
+    pub(super) fn place<T: Put>(
+        &self,
+        rows: &Range<usize>,
+        scratch: &mut Scratch,
+        place: Place<'_, T>,
+    ) {
         let (heads, dim) = (self.of.shape.heads, self.of.shape.value_dim);
         let from = scratch.rows.room(rows.len() * dim);
         let to = place.output.chunks_mut(heads * dim);
         for (to, from) in to.zip(from.chunks_exact(dim)) {
-            to[self.head * dim..(self.head + 1) * dim].copy_from_slice(from);
+            T::put(&mut to[self.head * dim..(self.head + 1) * dim], from);
         }
         let (max, sum) = (scratch.max.room(rows.len()), scratch.sum.room(rows.len()));
         let to = place.softmax.chunks_mut(heads);

@@ -8,7 +8,12 @@ use super::{
     softmax::{self, LANES},
     tile::{Left, Rows, Size, multiply},
 };
-use crate::{Dropout, kernels::product, ops::Span};
+use crate::{
+    Dropout,
+    kernels::product::{self, View},
+    ops::Span,
+    weight::Elements,
+};
 
 /// Keys of a tile.
 pub(super) const KEYS: usize = 64;
@@ -45,16 +50,47 @@ pub(super) fn lanes(rows: &Range<usize>) -> usize {
     rows.len().next_multiple_of(LANES)
 }
 
-/// Rows of one head of a packed tensor.
+/// Rows of one head of a packed tensor, `stride` apart.
+#[derive(Clone, Copy)]
+pub(super) struct HeadRows<'a> {
+    data: Elements<'a>,
+    stride: usize,
+}
+
+/// The rows of this head from row `first` on.
 pub(super) fn head_rows(
-    x: &[f32],
+    x: Elements<'_>,
     first: usize,
     heads: usize,
     dim: usize,
     head: usize,
-) -> Rows<'_> {
+) -> HeadRows<'_> {
     let stride = heads * dim;
-    Rows { data: x.get(first * stride + head * dim..).unwrap_or_default(), stride }
+    HeadRows { data: x.slice((first * stride + head * dim).min(x.len())..x.len()), stride }
+}
+
+impl<'a> HeadRows<'a> {
+    /// The rows for kernels of f32, which are given no others.
+    pub(super) fn wide(self) -> Rows<'a> {
+        let data = match self.data {
+            Elements::F32(data) => data,
+            _ => &[],
+        };
+        Rows { data, stride: self.stride }
+    }
+
+    pub(super) fn view(self, rows: usize, columns: usize) -> View<'a> {
+        View::strided_over(self.data, rows, columns, self.stride, 1)
+    }
+
+    /// `Σ x·y` over the first `len` elements of row `i` of both.
+    pub(super) fn dot(self, other: Self, i: usize, len: usize) -> f32 {
+        let row = |of: Self| of.data.slice(i * of.stride..i * of.stride + len);
+        match (row(self), row(other)) {
+            (Elements::Bf16(x), Elements::Bf16(y)) => softmax::dot_of_bf16(x, y),
+            (x, y) => softmax::dot(&x.wide(), &y.wide()),
+        }
+    }
 }
 
 impl<'a> Head<'a> {
@@ -62,17 +98,17 @@ impl<'a> Head<'a> {
         self.head / (self.of.shape.heads / self.of.shape.kv_heads)
     }
 
-    pub(super) fn queries(&self, row: usize) -> Rows<'a> {
+    pub(super) fn queries(&self, row: usize) -> HeadRows<'a> {
         let s = self.of.shape;
         head_rows(self.of.q, self.span.queries.start + row, s.heads, s.head_dim, self.head)
     }
 
-    pub(super) fn keys(&self, key: usize) -> Rows<'a> {
+    pub(super) fn keys(&self, key: usize) -> HeadRows<'a> {
         let (s, head) = (self.of.shape, self.kv_head());
         head_rows(self.of.k, self.span.keys.start + key, s.kv_heads, s.head_dim, head)
     }
 
-    pub(super) fn values(&self, key: usize) -> Rows<'a> {
+    pub(super) fn values(&self, key: usize) -> HeadRows<'a> {
         let (s, head) = (self.of.shape, self.kv_head());
         head_rows(self.of.v, self.span.keys.start + key, s.kv_heads, s.value_dim, head)
     }
@@ -101,7 +137,7 @@ impl<'a> Head<'a> {
     pub(super) fn products(&self, tile: &Tile, queries: &[f32], scores: &mut [f32]) {
         let lanes = tile.lanes();
         let size = Size { m: tile.keys.len(), n: lanes, k: self.of.shape.head_dim };
-        let keys = self.keys(tile.keys.start).left();
+        let keys = self.keys(tile.keys.start).wide().left();
         multiply(scores, lanes, false, size, keys, Rows { data: queries, stride: lanes });
     }
 
@@ -225,7 +261,7 @@ impl<'a> Rows<'a> {
     /// `rows` rows of `dim` elements, transposed and scaled: `[dim, lanes]`, zeros beyond `rows`.
     pub(super) fn transpose(&self, rows: usize, dim: usize, scale: f32, out: &mut [f32]) {
         let lanes = rows.next_multiple_of(LANES);
-        product::transpose(self.view(rows, dim), scale, lanes, out);
+        product::transpose(View::strided(self.data, rows, dim, self.stride, 1), scale, lanes, out);
     }
 }
 

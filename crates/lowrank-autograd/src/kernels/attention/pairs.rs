@@ -9,19 +9,12 @@ use rayon::prelude::*;
 
 use super::{
     Operands,
-    head::{Head, KEYS, Tile, head_rows},
-    tile::Rows,
+    head::{Head, HeadRows, KEYS, Tile, head_rows},
 };
 use crate::{
     kernels::product::{self, Begun, Pairs, Scratch, View},
     ops::Span,
 };
-
-impl<'a> Rows<'a> {
-    pub(super) fn view(self, rows: usize, columns: usize) -> View<'a> {
-        View::strided(self.data, rows, columns, self.stride, 1)
-    }
-}
 
 /// Keys (by rows) and values (by columns) of all key/value heads, for the forward pass.
 pub(super) struct KeysAndValues {
@@ -160,8 +153,8 @@ impl PackedGroup {
     /// A block's query rows and the gradients of its output.
     pub(super) fn block(
         &self,
-        queries: Rows<'_>,
-        dy: Rows<'_>,
+        queries: HeadRows<'_>,
+        dy: HeadRows<'_>,
         rows: usize,
         of: &Operands<'_>,
     ) -> PackedBlock {

@@ -1,6 +1,8 @@
 //! What happens to a tile of scores between the products. A tile holds one key in each row and
 //! one query row in each lane, so that maxima and sums of a query's scores need no shuffling.
 
+use half::bf16;
+
 use super::tile::Rows;
 use crate::kernels::simd::{exp_or_zero, tanh, vectorized};
 
@@ -168,6 +170,22 @@ vectorized! {
     /// `Σ x·y`
     pub(super) fn dot(x: &[f32], y: &[f32]) -> f32 {
         inner(x, y)
+    }
+}
+
+vectorized! {
+    /// [`dot`] of bf16.
+    pub(super) fn dot_of_bf16(x: &[bf16], y: &[bf16]) -> f32 {
+        let mut sums = [0.0; LANES];
+        let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
+        let wide = |v: bf16| f32::from_bits(u32::from(v.to_bits()) << 16);
+        for (x, y) in x.iter().zip(y) {
+            for i in 0..LANES {
+                sums[i] += wide(x[i]) * wide(y[i]);
+            }
+        }
+        let rest: f32 = x_rest.iter().zip(y_rest).map(|(x, y)| wide(*x) * wide(*y)).sum();
+        rest + sums.iter().sum::<f32>()
     }
 }
 

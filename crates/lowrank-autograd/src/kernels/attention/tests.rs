@@ -61,9 +61,9 @@ fn products_of_bf16_are_near_those_of_f32() {
             let bias = bias.then(|| numbers(5, (4 * m + 1) * shape.heads));
             let run = |pairs: Option<Pairs>| {
                 let of = Operands {
-                    q: &q,
-                    k: &k,
-                    v: &v,
+                    q: Elements::F32(&q),
+                    k: Elements::F32(&k),
+                    v: Elements::F32(&v),
                     bias: bias.as_deref(),
                     shape: &shape,
                     dropout: None,
@@ -71,7 +71,7 @@ fn products_of_bf16_are_near_those_of_f32() {
                 };
                 let mut output = vec![0.0; dy.len()];
                 let rows = forward(of, &spans, &mut output);
-                let saved = Saved { output: &output, rows: &rows, dy: &dy };
+                let saved = Saved { output: Elements::F32(&output), rows: &rows, dy: Elements::F32(&dy) };
                 let wanted = Wanted { q: true, k: true, v: true, bias: bias.is_some() };
                 let gradients = backward(of, &spans, saved, wanted);
                 [output, gradients.q, gradients.k, gradients.v, gradients.bias]

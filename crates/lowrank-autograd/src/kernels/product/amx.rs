@@ -4,9 +4,11 @@
 
 #![expect(unsafe_code, reason = "tile instructions, which read panels through pointers")]
 
-use std::{arch::asm, ptr::null_mut, sync::OnceLock};
-
-use super::tile::{Place, Run, put_row};
+use std::{
+    arch::{asm, x86_64::*},
+    ptr::{null, null_mut},
+    sync::OnceLock,
+};
 
 /// Rows (and columns) of the result that a kernel computes.
 pub(crate) const ROWS: usize = 32;
@@ -81,166 +83,6 @@ impl Drop for Tiles {
         // SAFETY: only a machine that has the instructions configures.
         unsafe { asm!("tilerelease", options(nostack, nomem)) };
     }
-}
-
-/// The kernel for any number of rows up to 32, as the other engines have them, but without a tail
-/// (which [`tiles`](super::tiles) make steps of their own of). `main.a` holds a tile of 16 steps by
-/// 32 rows after another, each row's steps side by side; `main.steps` is a multiple of 16.
-///
-/// # Safety
-/// As for the other kernels; [`Tiles`] are configured on this thread.
-#[target_feature(enable = "avx512f,avx512bf16")]
-pub(crate) unsafe fn amx(main: Run, _tail: Run, place: Place) {
-    let whole = place.rows == ROWS && place.columns == ROWS;
-    // SAFETY: the panels hold whole tiles, and the buffer a whole result; what is put lies inside
-    // `place`, of which a whole one has 32 rows and columns.
-    unsafe {
-        if whole && place.bias.is_null() {
-            let start = if place.add { place.to } else { null_mut() };
-            return multiply(main, Block::new(start, place.row_stride), place.into(), None, Fetch::NONE);
-        }
-        let mut sums = Sums::new();
-        multiply(main, Block::NONE, sums.block(), None, Fetch::NONE);
-        for row in 0..place.rows {
-            put_row(&place, row, sums.row(row));
-        }
-    }
-}
-
-/// Sums of a whole result.
-#[repr(align(64))]
-pub(super) struct Sums([f32; ROWS * ROWS]);
-
-impl Sums {
-    pub(super) fn new() -> Self {
-        Self([0.0; ROWS * ROWS])
-    }
-
-    pub(super) fn block(&mut self) -> Block {
-        Block::new(self.0.as_mut_ptr(), ROWS)
-    }
-
-    /// 32 of them.
-    pub(super) fn row(&self, row: usize) -> *const f32 {
-        self.0[row * ROWS..].as_ptr()
-    }
-}
-
-/// 32 rows of 32 elements in memory, or none.
-#[derive(Clone, Copy)]
-#[expect(dead_code, reason = "the loop reads it")]
-pub(super) struct Block {
-    at: *mut f32,
-    row_bytes: usize,
-}
-
-impl Block {
-    pub(super) const NONE: Self = Self { at: null_mut(), row_bytes: 0 };
-
-    /// `stride` elements from one row to the next.
-    pub(super) fn new(at: *mut f32, stride: usize) -> Self {
-        Self { at, row_bytes: stride * size_of::<f32>() }
-    }
-}
-
-impl From<Place> for Block {
-    fn from(place: Place) -> Self {
-        Self::new(place.to, place.row_stride)
-    }
-}
-
-/// A whole result that waits to be put where it belongs.
-#[derive(Clone, Copy)]
-pub(super) struct Waiting {
-    pub(super) sums: *const f32,
-    pub(super) to: *mut u8,
-    pub(super) row_bytes: usize,
-    /// Whether it is put as bf16.
-    pub(super) narrow: bool,
-}
-
-impl Waiting {
-    /// Puts the rows from `first` on.
-    ///
-    /// # Safety
-    /// 32 rows of sums, and as many rows of 32 elements where they belong.
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    pub(super) unsafe fn put(&self, first: usize) {
-        use std::arch::x86_64::*;
-        for row in first..ROWS {
-            // SAFETY: the caller's promise.
-            unsafe {
-                let from = self.sums.add(row * ROWS);
-                let (low, high) = (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16)));
-                let to = self.to.add(row * self.row_bytes);
-                if self.narrow {
-                    to.cast::<__m512bh>().write_unaligned(_mm512_cvtne2ps_pbh(high, low));
-                } else {
-                    _mm512_storeu_ps(to.cast(), low);
-                    _mm512_storeu_ps(to.cast::<f32>().add(16), high);
-                }
-            }
-        }
-    }
-}
-
-/// Puts some rows and columns of a result on top of what stands at `begin`, rows so many elements
-/// apart.
-///
-/// # Safety
-/// So many rows and columns lie inside both.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub(super) unsafe fn put_edge(
-    what: &Waiting,
-    [rows, columns]: [usize; 2],
-    begin: Option<(*mut f32, usize)>,
-) {
-    use std::arch::x86_64::*;
-    let mask = u32::MAX >> (32 - columns as u32);
-    for (row, half) in (0..rows).flat_map(|row| [(row, 0), (row, 16)]) {
-        let mask = (mask >> half) as u16;
-        // SAFETY: the caller's promise; the masks touch nothing beyond.
-        unsafe {
-            let mut sum = _mm512_loadu_ps(what.sums.add(row * ROWS + half));
-            if let Some((at, stride)) = begin {
-                let at = at.wrapping_add(row * stride + half);
-                sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, at));
-            }
-            let to = what.to.add(row * what.row_bytes);
-            if what.narrow {
-                let pairs = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(sum));
-                _mm256_mask_storeu_epi16(to.cast::<i16>().wrapping_add(half), mask, pairs);
-            } else {
-                _mm512_mask_storeu_ps(to.cast::<f32>().wrapping_add(half), mask, sum);
-            }
-        }
-    }
-}
-
-/// Memory that will be wanted soon: two places a step, each so many bytes from the last one's.
-#[derive(Clone, Copy)]
-pub(super) struct Fetch {
-    pub(super) at: [*const u8; 2],
-    pub(super) step: usize,
-}
-
-impl Fetch {
-    pub(super) const NONE: Self = Self { at: [std::ptr::null(); 2], step: 0 };
-}
-
-/// What the loop reads from memory, since it wants more numbers than there are registers.
-#[repr(C)]
-struct Plan {
-    of: [*const u32; 2],
-    start: Block,
-    sums: Block,
-    /// Steps beside which two rows of what waits are put, and the others.
-    steps: [usize; 2],
-    waiting: *const f32,
-    to: *mut u8,
-    to_row: usize,
-    fetch: [*const u8; 2],
-    fetch_step: usize,
 }
 
 /// Tiles of a step are loaded and multiplied: 32 × 32 × 32. The rows of a tile of either factor lie
@@ -327,7 +169,7 @@ macro_rules! run {
             "tilestored [{s} + {r} * 1 + 64], tmm1",
             "tilestored [{p} + {r} * 1], tmm2",
             "tilestored [{p} + {r} * 1 + 64], tmm3",
-            plan = in(reg) &raw const $plan,
+            plan = in(reg) $plan,
             a = out(reg) _, b = out(reg) _, n = out(reg) _, w = out(reg) _, s = out(reg) _,
             p = out(reg) _, r = out(reg) _, f = out(reg) _, g = out(reg) _, h = out(reg) _,
             out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _,
@@ -338,55 +180,205 @@ macro_rules! run {
     };
 }
 
-/// Multiplies two panels into `to`, on top of what stands at `start`; meanwhile puts what waits,
-/// and asks for memory.
+/// Sums of a whole result.
+#[repr(align(64))]
+pub(super) struct Sums([f32; ROWS * ROWS]);
+
+impl Sums {
+    pub(super) fn new() -> Self {
+        Self([0.0; ROWS * ROWS])
+    }
+
+    pub(super) fn as_mut_ptr(&mut self) -> *mut f32 {
+        self.0.as_mut_ptr()
+    }
+}
+
+/// Elements of a result in memory, of f32 or bf16, and bytes from one row to the next.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) at: *mut u8,
+    pub(super) row_bytes: usize,
+    pub(super) narrow: bool,
+}
+
+impl Place {
+    /// Puts the rows of a whole result from `first` on.
+    ///
+    /// # Safety
+    /// 32 rows of 32 sums, and as many rows of 32 elements in memory.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(super) unsafe fn put(&self, sums: *const f32, first: usize) {
+        for row in first..ROWS {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let from = sums.add(row * ROWS);
+                let (low, high) = (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16)));
+                let to = self.at.add(row * self.row_bytes);
+                if self.narrow {
+                    to.cast::<__m512bh>().write_unaligned(_mm512_cvtne2ps_pbh(high, low));
+                } else {
+                    _mm512_storeu_ps(to.cast(), low);
+                    _mm512_storeu_ps(to.cast::<f32>().add(16), high);
+                }
+            }
+        }
+    }
+
+    /// Puts some rows and columns, on top of what stands at `begin`, rows so many bytes apart.
+    ///
+    /// # Safety
+    /// So many rows and columns lie inside either memory.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    pub(super) unsafe fn put_edge(
+        &self,
+        sums: *const f32,
+        [rows, columns]: [usize; 2],
+        begin: Option<(*const u8, usize)>,
+    ) {
+        let mask = u32::MAX >> (32 - columns as u32);
+        for (row, half) in (0..rows).flat_map(|row| [(row, 0), (row, 16)]) {
+            let mask = (mask >> half) as u16;
+            // SAFETY: the caller's promise; the masks touch nothing beyond.
+            unsafe {
+                let mut sum = _mm512_loadu_ps(sums.add(row * ROWS + half));
+                if let Some((at, row_bytes)) = begin {
+                    let at = at.add(row * row_bytes).cast::<f32>().wrapping_add(half);
+                    sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, at));
+                }
+                let to = self.at.add(row * self.row_bytes);
+                if self.narrow {
+                    let narrow = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(sum));
+                    _mm256_mask_storeu_epi16(to.cast::<i16>().wrapping_add(half), mask, narrow);
+                } else {
+                    _mm512_mask_storeu_ps(to.cast::<f32>().wrapping_add(half), mask, sum);
+                }
+            }
+        }
+    }
+}
+
+/// What the loop multiplies, reads and writes. It wants more numbers than there are registers, and
+/// so finds them in memory; there they stay from one result to the next.
+#[repr(C)]
+pub(super) struct Plan {
+    /// Panels: a left one holds a tile of 16 steps by 32 rows after another, each row's steps side
+    /// by side; a right one holds 32 lanes a step.
+    pub(super) left: *const u32,
+    pub(super) right: *const u32,
+    /// 32 rows of 32 sums to begin with, so many bytes apart, or null.
+    pub(super) start: *const u8,
+    pub(super) start_row: usize,
+    /// Where sums go, as many.
+    pub(super) sums: *mut f32,
+    pub(super) sums_row: usize,
+    /// Turns beside which two rows of what waits are put, and the others.
+    turns: [usize; 2],
+    /// A whole result that waits to be put where it belongs, or null.
+    pub(super) waiting: *const f32,
+    to: *mut u8,
+    to_row: usize,
+    /// Memory that will be wanted soon: two places a turn, so many bytes from the last one's.
+    pub(super) fetch: [*const u8; 2],
+    pub(super) fetch_step: usize,
+}
+
+impl Plan {
+    pub(super) fn new() -> Self {
+        Self {
+            left: null(),
+            right: null(),
+            start: null(),
+            start_row: 0,
+            sums: null_mut(),
+            sums_row: 0,
+            turns: [0; 2],
+            waiting: null(),
+            to: null_mut(),
+            to_row: 0,
+            fetch: [null(); 2],
+            fetch_step: 0,
+        }
+    }
+
+    /// Multiplies so many steps (whole tiles) of the panels; meanwhile what waits is put at `place`.
+    ///
+    /// # Safety
+    /// The panels hold the steps, sums are readable and writable where they stand, and what waits
+    /// is as [`Place::put`] wants it; [`Tiles`] are configured on this thread.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(super) unsafe fn multiply(&mut self, steps: usize, place: Place) {
+        let turns = steps / STEPS;
+        let busy = if self.waiting.is_null() { 0 } else { turns.min(ROWS / 2) };
+        if !self.waiting.is_null() && 2 * busy < ROWS {
+            // SAFETY: the caller's promise.
+            unsafe { place.put(self.waiting, 2 * busy) };
+        }
+        self.turns = [busy, turns - busy];
+        (self.to, self.to_row) = (place.at, place.row_bytes);
+        if self.fetch[0].is_null() {
+            self.fetch = [self.left.cast(); 2];
+            self.fetch_step = 0;
+        }
+        let plan = &raw const *self;
+        // SAFETY: the caller's promise; a prefetch of any address is allowed.
+        unsafe {
+            if place.narrow {
+                run!(
+                    plan,
+                    "vcvtne2ps2bf16 zmm0, zmm1, zmm0
+                     vcvtne2ps2bf16 zmm2, zmm3, zmm2
+                     vmovdqu64 [{p}], zmm0
+                     vmovdqu64 [{p} + {r}], zmm2"
+                );
+            } else {
+                run!(
+                    plan,
+                    "vmovups [{p}], zmm0
+                     vmovups [{p} + 64], zmm1
+                     vmovups [{p} + {r}], zmm2
+                     vmovups [{p} + {r} + 64], zmm3"
+                );
+            }
+        }
+    }
+}
+
+/// A small product of packed panels into rows of f32, `stride` elements apart.
 ///
 /// # Safety
-/// The panels hold whole tiles of `of.steps`, blocks are readable and writable, and what waits is
-/// as [`Waiting::put`] wants it; [`Tiles`] are configured on this thread.
-#[target_feature(enable = "avx512f,avx512bf16")]
-pub(super) unsafe fn multiply(
-    of: Run,
-    start: Block,
-    to: Block,
-    waiting: Option<Waiting>,
-    fetch: Fetch,
+/// The panels hold the steps of `m` rows and `n` columns, and the target has room for them;
+/// [`Tiles`] are configured on this thread.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub(super) unsafe fn multiply_panels(
+    to: *mut f32,
+    stride: usize,
+    keep: bool,
+    [m, n, steps]: [usize; 3],
+    [left, right]: [*const u32; 2],
 ) {
-    let turns = of.steps / STEPS;
-    let busy = if waiting.is_some() { turns.min(ROWS / 2) } else { 0 };
-    if let Some(waiting) = waiting.filter(|_| 2 * busy < ROWS) {
-        // SAFETY: the caller's promise.
-        unsafe { waiting.put(2 * busy) };
-    }
-    let plan = Plan {
-        of: [of.a, of.b],
-        start,
-        sums: to,
-        steps: [busy, turns - busy],
-        waiting: waiting.map_or(std::ptr::null(), |w| w.sums),
-        to: waiting.map_or(null_mut(), |w| w.to),
-        to_row: waiting.map_or(0, |w| w.row_bytes),
-        fetch: fetch.at.map(|at| if at.is_null() { of.a.cast() } else { at }),
-        fetch_step: fetch.step,
-    };
-    // SAFETY: the caller's promise; a prefetch of any address is allowed.
-    unsafe {
-        if waiting.is_some_and(|w| w.narrow) {
-            run!(
-                plan,
-                "vcvtne2ps2bf16 zmm0, zmm1, zmm0
-                 vcvtne2ps2bf16 zmm2, zmm3, zmm2
-                 vmovdqu64 [{p}], zmm0
-                 vmovdqu64 [{p} + {r}], zmm2"
-            );
-        } else {
-            run!(
-                plan,
-                "vmovups [{p}], zmm0
-                 vmovups [{p} + 64], zmm1
-                 vmovups [{p} + {r}], zmm2
-                 vmovups [{p} + {r} + 64], zmm3"
-            );
+    let mut plan = Plan::new();
+    let mut edge = Sums::new();
+    let row_bytes = stride * size_of::<f32>();
+    for column in (0..n).step_by(ROWS) {
+        for row in (0..m).step_by(ROWS) {
+            let at = to.wrapping_add(row * stride + column).cast::<u8>();
+            let place = Place { at, row_bytes, narrow: false };
+            let size = [ROWS.min(m - row), ROWS.min(n - column)];
+            let whole = size == [ROWS; 2];
+            plan.left = left.wrapping_add(row * steps);
+            plan.right = right.wrapping_add(column * steps);
+            plan.start = if keep && whole { at } else { null() };
+            plan.start_row = row_bytes;
+            plan.sums = if whole { at.cast() } else { edge.as_mut_ptr() };
+            plan.sums_row = if whole { row_bytes } else { ROWS * size_of::<f32>() };
+            // SAFETY: the caller's promise; a whole result has room, another has it at the edge.
+            unsafe {
+                plan.multiply(steps, place);
+                if !whole {
+                    place.put_edge(plan.sums, size, keep.then_some((at, row_bytes)));
+                }
+            }
         }
     }
 }
@@ -395,18 +387,17 @@ pub(super) unsafe fn multiply(
 ///
 /// # Safety
 /// [`exists`] holds.
-#[target_feature(enable = "avx512f,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 pub(crate) unsafe fn spin(steps: usize) {
     let panel = Sums::new();
     let mut sums = Sums::new();
     let lanes = panel.0.as_ptr().cast();
-    let run = Run { steps: STEPS, a: lanes, b: lanes };
     // SAFETY: the caller's promise.
     let _tiles = unsafe { Tiles::configure() };
     // 24 vectors of 16 products a step there, 32³ a turn here.
     for _ in 0..steps * 24 / 2048 {
         // SAFETY: the panel holds two tiles of either side, the buffer a result.
-        unsafe { multiply(run, Block::NONE, sums.block(), None, Fetch::NONE) };
+        unsafe { multiply_panels(sums.as_mut_ptr(), ROWS, false, [ROWS, ROWS, STEPS], [lanes; 2]) };
     }
     std::hint::black_box(&sums.0);
 }

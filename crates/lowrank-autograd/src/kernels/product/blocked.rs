@@ -245,7 +245,6 @@ impl Work<'_> {
             let place = Place {
                 to: to.at((row + first) * row_stride + column),
                 row_stride,
-                rows,
                 columns,
                 add: self.of.add || !stretch.starts,
                 bias: bias.map_or(std::ptr::null(), <[f32]>::as_ptr),

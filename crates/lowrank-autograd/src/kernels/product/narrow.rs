@@ -106,7 +106,7 @@ pub(super) fn round([low, high]: [&[f32]; 2], first: usize, scale: f32, to: &mut
         let pairs = _mm512_cvtne2ps_pbh(load(high, at, scale), load(low, at, scale));
         // SAFETY: vectors of the same size.
         let pairs = unsafe { std::mem::transmute::<__m512bh, __m512i>(pairs) };
-        let pairs = _mm512_permutexvar_epi16(weaving(), pairs);
+        let pairs = _mm512_permutexvar_epi16(weaving::<0, LANES>(), pairs);
         // SAFETY: the mask keeps the store inside the chunk.
         unsafe { _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), mask(to.len()), pairs) };
     }
@@ -115,37 +115,34 @@ pub(super) fn round([low, high]: [&[f32]; 2], first: usize, scale: f32, to: &mut
 /// Weaves two rows of bf16 as [`round`] does.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(super) fn weave([low, high]: [&[bf16]; 2], first: usize, to: &mut [u32]) {
-    for (i, to) in to.chunks_mut(LANES).enumerate() {
-        let [low, high] = [load_bf16(low, first + i * LANES), load_bf16(high, first + i * LANES)];
-        let pairs = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
-        // SAFETY: the mask keeps the store inside the chunk.
-        unsafe { _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), mask(to.len()), pairs) };
+    for (i, to) in to.chunks_mut(2 * LANES).enumerate() {
+        let at = first + i * 2 * LANES;
+        let rows = [load_pairs(low, at), load_pairs(high, at)];
+        // Elements of the second row are counted after those of the first.
+        let orders = [weaving::<0, { 2 * LANES }>(), weaving::<LANES, { 3 * LANES }>()];
+        for (order, to) in orders.into_iter().zip(to.chunks_mut(LANES)) {
+            let pairs = _mm512_permutex2var_epi16(rows[0], order, rows[1]);
+            // SAFETY: the mask keeps the store inside the chunk.
+            unsafe { _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), mask(to.len()), pairs) };
+        }
     }
 }
 
-/// Elements from `first` on as integers, with zeros after the end.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn load_bf16(from: &[bf16], first: usize) -> __m512i {
-    let rest = from.get(first..).unwrap_or_default();
-    // SAFETY: the mask keeps the load inside the slice.
-    let loaded = unsafe { _mm256_maskz_loadu_epi16(mask(rest.len()), rest.as_ptr().cast()) };
-    _mm512_cvtepu16_epi32(loaded)
-}
-
-/// An element of the first half, then one of the second.
+/// The order of a vector whose elements alternate: from number `first` on, and from `second` on.
 #[target_feature(enable = "avx512f")]
-fn weaving() -> __m512i {
-    const ORDER: [u16; 2 * LANES] = {
-        let mut order = [0; 2 * LANES];
+fn weaving<const FIRST: usize, const SECOND: usize>() -> __m512i {
+    let order = const {
+        let mut order = [0_u16; 2 * LANES];
         let mut i = 0;
-        while i < order.len() {
-            order[i] = (i / 2 + i % 2 * LANES) as u16;
+        while i < LANES {
+            order[2 * i] = (FIRST + i) as u16;
+            order[2 * i + 1] = (SECOND + i) as u16;
             i += 1;
         }
         order
     };
     // SAFETY: an array of a vector's size.
-    unsafe { _mm512_loadu_si512(ORDER.as_ptr().cast()) }
+    unsafe { _mm512_loadu_si512(order.as_ptr().cast()) }
 }
 
 /// A vector of scaled elements from `first` on, with zeros after the end.

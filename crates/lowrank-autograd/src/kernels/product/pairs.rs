@@ -2,7 +2,7 @@
 //! factor many times over.
 
 use super::{
-    View,
+    View, amx,
     engine::Engine,
     pack::Strip,
     setting::Setting,
@@ -108,6 +108,14 @@ impl Pairs {
         assert!((m - 1) * stride + n <= to.len(), "a target beyond its slice");
         assert!(left.len() >= m.div_ceil(height) * height * steps, "left factor too short");
         assert!(right.len() >= n.div_ceil(width) * width * steps, "right factor too short");
+        if self.0.engine == Engine::Amx {
+            let factors = [left.as_ptr(), right.as_ptr()];
+            // SAFETY: the assertions keep the panels and the target's rows inside their slices, and
+            // whoever holds `_begun` has tiles on this thread.
+            return unsafe {
+                amx::multiply_panels(to.as_mut_ptr(), stride, keep, [m, n, steps], factors);
+            };
+        }
         let tail = Run { steps: 0, a: left.as_ptr(), b: right.as_ptr() };
         for column in (0..n).step_by(width) {
             for row in (0..m).step_by(height) {
@@ -120,7 +128,6 @@ impl Pairs {
                 let place = Place {
                     to: to[row * stride + column..].as_mut_ptr(),
                     row_stride: stride,
-                    rows,
                     columns: width.min(n - column),
                     add: keep,
                     bias: std::ptr::null(),

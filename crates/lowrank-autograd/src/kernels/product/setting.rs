@@ -6,7 +6,7 @@ use super::{
     engine::Engine,
     pack::{self, Lanes, Strip},
     panels,
-    tile::{AMX, AVX2_F32, AVX512_BF16, AVX512_F32, Kernel},
+    tile::{AVX2_F32, AVX512_BF16, AVX512_F32, Kernel},
 };
 use crate::weight::Elements;
 
@@ -20,6 +20,7 @@ pub(super) struct Setting {
     pub(super) lanes: Lanes,
     /// Panels hold a multiple of so many steps.
     pub(super) whole: usize,
+    /// For 1, 2, … rows; tiles of AMX have their own way.
     pub(super) kernels: &'static [Kernel],
 }
 
@@ -35,7 +36,7 @@ impl Setting {
             kernels,
         };
         match engine {
-            Engine::Amx if pairs => set(amx::ROWS, 32, Lanes::Bf16Pairs, amx::STEPS, &AMX),
+            Engine::Amx if pairs => set(amx::ROWS, 32, Lanes::Bf16Pairs, amx::STEPS, &[]),
             Engine::Avx512Bf16 if pairs => set(14, 32, Lanes::Bf16Pairs, 1, &AVX512_BF16),
             Engine::Avx512 | Engine::Avx512Bf16 | Engine::Amx => set(14, 32, f32s, 1, &AVX512_F32),
             Engine::Avx2 | Engine::Portable => set(6, 16, f32s, 1, &AVX2_F32),

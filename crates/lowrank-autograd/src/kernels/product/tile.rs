@@ -23,8 +23,6 @@ pub(crate) struct Place {
     /// The tile's first element.
     pub(crate) to: *mut f32,
     pub(crate) row_stride: usize,
-    /// Rows that exist.
-    pub(crate) rows: usize,
     /// Columns that exist: at most a tile's width.
     pub(crate) columns: usize,
     /// Whether the tile is added to what stands there.
@@ -57,17 +55,6 @@ unsafe fn put(place: &Place, row: usize, sums: [__m512; 2]) {
             _mm512_mask_storeu_ps(to, mask, sum);
         }
     }
-}
-
-/// Puts a row of 32 sums.
-///
-/// # Safety
-/// 32 numbers can be read at `sums`, and `place` has this row.
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(crate) unsafe fn put_row(place: &Place, row: usize, sums: *const f32) {
-    // SAFETY: the caller's promise.
-    unsafe { put(place, row, [_mm512_loadu_ps(sums), _mm512_loadu_ps(sums.add(16))]) };
 }
 
 /// Defines `$name<ROWS>`: a tile of `ROWS` × 32 over AVX-512; `$dot` multiplies lanes of `main`.
@@ -181,8 +168,6 @@ pub(crate) static AVX512_F32: [Kernel; 14] = by_rows!(avx512_f32: 1 2 3 4 5 6 7 
 /// AVX-512, pairs of bf16: up to 14 rows by 32 columns.
 pub(crate) static AVX512_BF16: [Kernel; 14] =
     by_rows!(avx512_bf16: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
-/// AMX: up to 32 rows by 32 columns.
-pub(crate) static AMX: [Kernel; super::amx::ROWS] = [super::amx::amx; super::amx::ROWS];
 /// AVX2, f32: up to 6 rows by 16 columns.
 pub(crate) static AVX2_F32: [Kernel; 6] = by_rows!(avx2_f32: 1 2 3 4 5 6);
 

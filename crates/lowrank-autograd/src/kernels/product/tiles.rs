@@ -5,17 +5,18 @@
 //! A block of the left factor is packed once for all tasks. Each task packs a block of strips of the
 //! right one and goes through it row by row, so that what it puts lies side by side.
 
+use std::ops::Range;
+
 use half::bf16;
 use rayon::prelude::*;
 
 use super::{
     Job, Shared,
-    amx::{self, Block, Fetch, ROWS, STEPS, Sums, Waiting},
+    amx::{self, Place, Plan, ROWS, STEPS, Sums},
     engine::Engine,
     panels::{self, Extra},
     scratch::Scratch,
     setting::Setting,
-    tile::Run,
 };
 
 /// Most elements of the inner dimension, and rows, that are multiplied at a time: 2 MB of bf16.
@@ -55,6 +56,14 @@ impl Out {
 struct Rows<P> {
     at: P,
     stride: usize,
+}
+
+impl Rows<Shared> {
+    /// The memory from an element on, and bytes from one row to the next.
+    fn place(&self, row: usize, column: usize) -> (*const u8, usize) {
+        let at = self.at.at(row * self.stride + column);
+        (at.cast_const().cast(), self.stride * size_of::<f32>())
+    }
 }
 
 /// A piece of the inner dimension for some of the rows.
@@ -172,51 +181,61 @@ impl Piece<'_> {
     #[expect(unsafe_code, reason = "tile kernels take pointers")]
     fn block(
         &self,
-        [strips, next]: [std::ops::Range<usize>; 2],
-        panels: std::ops::Range<usize>,
+        [strips, next]: [Range<usize>; 2],
+        panels: Range<usize>,
         left: &[u32],
     ) {
         let [_, steps] = self.steps();
         let right = self.pack_right(&strips);
         let mut sums = [Sums::new(), Sums::new()];
-        let mut waiting: Option<Waiting> = None;
-        let tiles = panels.len() * strips.len();
+        let sums = sums.each_mut().map(Sums::as_mut_ptr);
+        let mut plan = Plan::new();
+        plan.sums_row = ROWS * size_of::<f32>();
+        let mut before = self.place(0, 0);
         // SAFETY: this runs where tiles exist.
         let _tiles = unsafe { amx::Tiles::configure() };
         for (i, panel) in panels.enumerate() {
             for (j, strip) in strips.clone().enumerate() {
                 let (row, column) = (panel * ROWS, strip * ROWS);
+                let (number, place) = (i * strips.len() + j, self.place(row, column));
                 let size = [self.rows[1] - row, self.of.b.lines - column].map(|len| len.min(ROWS));
                 let whole = size == [ROWS; 2];
-                let begin = self.begin.map(|b| (b.at.at(row * b.stride + column), b.stride));
-                let start = begin.filter(|_| whole).map_or(Block::NONE, |(at, s)| Block::new(at, s));
-                let a = left[row * steps..].as_ptr();
-                let run = Run { steps, a, b: right[j * panel_len(steps)..].as_ptr() };
-                let number = i * strips.len() + j;
-                let now = &mut sums[number % 2]; // the other one waits
-                let fetch = self.fetch(&next, [number, tiles]);
+                let begin = self.begin.map(|begin| begin.place(row, column));
+                plan.left = left[row * steps..].as_ptr();
+                plan.right = right[j * panel_len(steps)..].as_ptr();
+                let start = begin.filter(|_| whole);
+                (plan.start, plan.start_row) = start.unwrap_or((std::ptr::null(), 0));
+                plan.sums = sums[number % 2]; // the other one waits
+                self.fetch(&next, number, &mut plan);
                 // SAFETY: the panels hold `steps` steps, whole results are read and put where the
                 // target has room, and this thread's tiles are configured.
-                unsafe { amx::multiply(run, start, now.block(), waiting.take(), fetch) };
-                let to = self.to.at.at(row * self.to.stride + column);
-                let row_bytes = self.to.stride * self.to.at.size();
-                let narrow = matches!(self.to.at, Out::Bf16(_));
-                let put = Waiting { sums: now.row(0), to, row_bytes, narrow };
-                if whole {
-                    waiting = Some(put);
-                } else {
-                    // SAFETY: so many rows and columns lie inside the target.
-                    unsafe { amx::put_edge(&put, size, begin) };
+                unsafe {
+                    plan.multiply(steps, before);
+                    match whole {
+                        true => plan.waiting = plan.sums,
+                        false => {
+                            place.put_edge(plan.sums, size, begin);
+                            plan.waiting = std::ptr::null();
+                        }
+                    }
                 }
+                before = place;
             }
         }
-        if let Some(waiting) = waiting {
+        if !plan.waiting.is_null() {
             // SAFETY: as above.
-            unsafe { waiting.put(0) };
+            unsafe { before.put(plan.waiting, 0) };
         }
     }
 
-    fn pack_right(&self, strips: &std::ops::Range<usize>) -> Scratch {
+    /// The target's memory from an element on.
+    fn place(&self, row: usize, column: usize) -> Place {
+        let Rows { at, stride } = self.to;
+        let narrow = matches!(at, Out::Bf16(_));
+        Place { at: at.at(row * stride + column), row_bytes: stride * at.size(), narrow }
+    }
+
+    fn pack_right(&self, strips: &Range<usize>) -> Scratch {
         let [main, steps] = self.steps();
         let mut right = Scratch::take(strips.len() * panel_len(steps));
         let first = strips.start * ROWS;
@@ -238,33 +257,35 @@ impl Piece<'_> {
         right
     }
 
-    /// What the tile of this number, of so many, asks for of the strips that come next.
-    fn fetch(&self, strips: &std::ops::Range<usize>, [number, tiles]: [usize; 2]) -> Fetch {
+    /// What the tile of this number asks for of the strips that come next.
+    fn fetch(&self, strips: &Range<usize>, number: usize, plan: &mut Plan) {
+        plan.fetch = [std::ptr::null(); 2];
         let b = &self.of.b;
-        let super::Elements::Bf16(data) = b.elements else { return Fetch::NONE };
+        let super::Elements::Bf16(data) = b.elements else { return };
         let [first, len] = self.inner;
         let at = |line: usize, element: usize| {
             let offset = line * b.line_stride + (first + element) * b.step_stride;
             data.as_ptr().wrapping_add(offset).cast::<u8>()
         };
-        let lines = strips.len() * ROWS;
         if b.step_stride == 1 {
-            // Two lines, in as many steps as they have cache lines.
-            let line = strips.start * ROWS + 2 * number;
-            if 2 * number >= lines {
-                return Fetch::NONE;
+            // Two lines, in as many turns as they have cache lines.
+            let line = 2 * number;
+            if line < strips.len() * ROWS {
+                let line = strips.start * ROWS + line;
+                plan.fetch = [at(line, 0), at(line + 1, 0)];
+                plan.fetch_step = 64;
             }
-            return Fetch { at: [at(line, 0), at(line + 1, 0)], step: 64 };
+            return;
         }
-        // One strip's part of as many elements of the inner dimension as there are steps, twice.
+        // One strip's part of as many elements of the inner dimension as there are turns, twice.
         let turns = len.div_ceil(2 * STEPS);
         let (strip, part) = (number % strips.len().max(1), number / strips.len().max(1));
         let element = 2 * part * turns;
-        if element >= len || strips.is_empty() || tiles == 0 {
-            return Fetch::NONE;
+        if element < len && !strips.is_empty() {
+            let line = (strips.start + strip) * ROWS;
+            plan.fetch = [at(line, element), at(line, element + turns)];
+            plan.fetch_step = 2 * b.step_stride;
         }
-        let line = (strips.start + strip) * ROWS;
-        Fetch { at: [at(line, element), at(line, element + turns)], step: 2 * b.step_stride }
     }
 }
 
