@@ -7,6 +7,7 @@
 //! Layout throughout: activations are f32, `[tokens, features]`, sequences packed end to end
 //! without padding; [`ops::Span`] says where each one lies.
 
+mod awake;
 mod composed;
 mod device;
 mod error;
@@ -23,6 +24,7 @@ mod tape;
 mod value;
 mod weight;
 
+pub use awake::Awake;
 pub use composed::compose_on_cpu;
 pub use device::{PLACEMENTS, Placement};
 pub use error::{Error, Result};

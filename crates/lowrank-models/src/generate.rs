@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use lowrank_autograd::{Error as ComputeError, Key};
+use lowrank_autograd::{Awake, Error as ComputeError, Key};
 use lowrank_peft::Pass;
 
 use crate::{Cache, Config, Context, Encoded, Error, Family, Input, Model, Result, Sequences};
@@ -200,6 +200,7 @@ impl<'a> Run<'a> {
 
     /// Logits after the last token of each sequence.
     fn step(&mut self) -> Result<Vec<Vec<f32>>> {
+        let _awake = Awake::begin();
         self.renew_cache();
         let fresh: Vec<&[u32]> = self
             .tokens

@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use lowrank_autograd::{Gradients, profile};
+use lowrank_autograd::{Awake, Gradients, profile};
 use lowrank_data::Example;
 use lowrank_models::Task;
 use lowrank_peft::WEIGHTS_NAME;
@@ -167,7 +167,7 @@ impl<'a> Trainer<'a> {
 
     /// One update: forward and backward of every micro-batch, clipping, AdamW.
     fn step(&mut self) -> Result<StepReport> {
-        let _time = profile::scope(STEP);
+        let (_time, _awake) = (profile::scope(STEP), Awake::begin());
         let number = self.state.step + 1;
         let samples = self.setup.loader.step(self.state.step);
         let batches = samples.iter().map(|s| self.batch(s)).collect::<Result<Vec<Batch>>>()?;
