@@ -145,9 +145,8 @@ impl ModelSource {
         }
         let (config, architecture) = self.config()?;
         let classes = config.words("architectures")?.unwrap_or_default();
-        let named = |task: &&Task| {
-            architecture.class_for(**task).is_some_and(|c| classes.contains(&c.as_str()))
-        };
+        let named =
+            |task: &&Task| classes.iter().any(|class| architecture.is_class_for(**task, class));
         // One class may serve two tasks, of which the language model within decides.
         let default = architecture.default_task(&config)?;
         let tasks = std::iter::once(&default).chain(architecture.tasks);
