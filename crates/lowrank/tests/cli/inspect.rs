@@ -106,3 +106,19 @@ fn classes_of_the_authors_own_code_name_the_task() -> Result<()> {
     assert!(text.contains(": FalconForSequenceClassification (falcon, seq-cls)"), "{text}");
     Ok(())
 }
+
+#[test]
+fn heads_that_are_trained_whole_get_no_adapter_with_all() -> Result<()> {
+    let bert = model("bert").display().to_string();
+    for (task, head) in [("question-ans", "qa_outputs "), ("token-cls", "classifier ")] {
+        let with = |targets| [&bert, "--task", task, "--lora_target", targets].map(String::from);
+        let text = stdout(["inspect"].map(String::from).iter().chain(&with("all")))?;
+        let line = text.lines().find(|line| line.starts_with(head)).ok_or("no head")?;
+        assert!(line.ends_with("trained whole"), "{line}");
+        // PEFT's all-linear takes the head and then refuses it.
+        let said = failure(["inspect"].map(String::from).iter().chain(&with("all-linear")))?;
+        let advice = format!("add `{}` to `exclude_modules`", head.trim_end());
+        assert!(said.contains(&advice), "{said}");
+    }
+    Ok(())
+}
