@@ -1,10 +1,9 @@
 //! A conversation: what every chat format is turned into, and what templates encode.
 
-use std::path::PathBuf;
-
 use serde_json::Value;
 
 use crate::error::RowRef;
+use crate::images::PictureSource;
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,8 +84,8 @@ pub struct Conversation {
     /// The messages as they were written, for the model's own chat template; only kept if they
     /// hold more than roles and texts (`tool_calls`, `reasoning_content`).
     pub original: Option<Vec<Value>>,
-    /// The files of its pictures.
-    pub images: Vec<PathBuf>,
+    /// Its pictures.
+    pub images: Vec<PictureSource>,
 }
 
 impl Conversation {

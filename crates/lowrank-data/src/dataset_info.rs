@@ -97,6 +97,13 @@ impl Names {
         let by_role = pairs.iter().map(|(k, v)| (*k, (*v).to_owned())).collect();
         Self { by_role, stated: Vec::new() }
     }
+
+    /// The same with another name for one role.
+    #[must_use]
+    pub(crate) fn with(mut self, role: &'static str, name: &str) -> Self {
+        self.by_role.insert(role, name.to_owned());
+        self
+    }
 }
 
 /// One data set: where it lies and how its rows are read.

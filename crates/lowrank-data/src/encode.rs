@@ -24,7 +24,7 @@ mod truncate;
 
 pub use all::{Encoded, encode_all};
 pub use classification::{LabelSet, ProblemType};
-pub use pictures::{PictureEncoder, PictureFile};
+pub use pictures::{PictureEncoder, RowPicture};
 pub use preference::{JudgedExample, PairExample};
 pub use question_answering::{ContextWindow, QuestionEncoder, QuestionOptions};
 pub use text_encoder::TextEncoder;
@@ -69,7 +69,7 @@ pub struct Example {
     /// The box of each token's word on its page.
     pub boxes: Option<Vec<WordBox>>,
     /// The picture that goes in the places of its image tokens.
-    pub picture: Option<PictureFile>,
+    pub picture: Option<RowPicture>,
     /// Where the row comes from.
     pub source: RowRef,
     /// Tokens that `cutoff_len` removed.

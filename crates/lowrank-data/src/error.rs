@@ -124,8 +124,13 @@ pub enum RowProblem {
     ToolStyle { style: &'static str, message: String },
     #[error("field `{field}` lists films or sounds; lowrank reads texts and pictures only")]
     Media { field: String },
-    #[error("field `{field}`: picture `{}`: {message}", .path.display())]
-    Picture { field: String, path: PathBuf, message: String },
+    #[error(
+        "field `{field}` is a part of the type `{kind}`; texts and pictures are read (`text`, \
+             `image`, `image_url`)"
+    )]
+    Part { field: String, kind: String },
+    #[error("field `{field}`: picture `{picture}`: {message}")]
+    Picture { field: String, picture: String, message: String },
     #[error("label `{label}` isn't among the {count} labels{}", did_you_mean(.nearest))]
     UnknownLabel { label: String, count: usize, nearest: Option<String> },
     #[error("`{left}` has {left_len} entries but `{right}` has {right_len}")]

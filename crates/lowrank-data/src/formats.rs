@@ -11,15 +11,14 @@
 //! | `tagging` | `tokens`, `tags` |
 //! | `question_answering` | SQuAD's `question`, `context`, `answers` |
 //!
-//! Conversations may come with `images`, paths of pictures; the last four with `boxes` (`bboxes`,
+//! Conversations may come with `images`, pictures or their paths; the last four with `boxes` (`bboxes`,
 //! `bbox`): where each word stands on its page. Words are `tokens`, or what white space separates in
 //! `text` or `context`.
-
-use std::path::PathBuf;
 
 use crate::conversation::Conversation;
 use crate::dataset_info::{DatasetEntry, Names};
 use crate::error::{RowProblem, RowRef, list};
+use crate::images::PictureSource;
 use crate::record::Record;
 
 mod alpaca;
@@ -28,11 +27,14 @@ pub(crate) mod classification;
 mod media;
 mod messages;
 mod openai;
+mod parts;
 pub(crate) mod question_answering;
 mod sharegpt;
 pub(crate) mod tagging;
 mod text;
 mod trl;
+
+pub(crate) use parts::PLACEHOLDER;
 
 pub use boxes::WordBox;
 pub use classification::{Label, LabelledText};
@@ -83,9 +85,9 @@ impl Sample {
         }
     }
 
-    /// The files of its pictures.
+    /// Its pictures.
     #[must_use]
-    pub fn images(&self) -> &[PathBuf] {
+    pub fn images(&self) -> &[PictureSource] {
         match self {
             Self::Conversation(c) => &c.images,
             Self::Completion(c) => &c.images,
@@ -225,6 +227,10 @@ impl Formatting {
             }
             Self::Tagging if !has("tags") => {
                 Names::of(&[("tokens", "tokens"), ("tags", "ner_tags")])
+            }
+            // TRL takes one picture's column too.
+            Self::Trl if has("image") && !has("images") => {
+                self.own_columns().unwrap_or_default().with("images", "image")
             }
             _ => self.own_columns().unwrap_or_default(),
         }

@@ -3,10 +3,14 @@
 //! `PilBackend`.
 
 mod resize;
+mod source;
 
 use std::path::Path;
 
 use serde_json::{Map, Value};
+
+pub use source::PictureSource;
+pub(crate) use source::data_url;
 
 use crate::error::{DataError, Result, describe};
 

@@ -39,7 +39,7 @@ pub use dataset_info::{DatasetEntry, Names, find as find_dataset};
 pub use date::DateTime;
 pub use encode::{
     ContextWindow, Encoded, Encoder, Example, IGNORE_INDEX, JudgedExample, LabelSet, Labels,
-    PairExample, PictureEncoder, PictureFile, ProblemType, QuestionEncoder, QuestionOptions,
+    PairExample, PictureEncoder, ProblemType, QuestionEncoder, QuestionOptions, RowPicture,
     TextEncoder, encode_all,
 };
 pub use error::{DataError, Result, RowProblem, RowRef};
@@ -49,7 +49,7 @@ pub use formats::{
     Answer, Completion, Formatting, Label, LabelledText, PlainText, Question, Sample, TaggedWords,
     WordBox,
 };
-pub use images::{ImageProcessor, Picture};
+pub use images::{ImageProcessor, Picture, PictureSource};
 pub use options::{DataOptions, MixStrategy, Packing};
 pub use order::{LoaderOrder, Position, permutation, split};
 pub use packing::{Bin, Packed, pack};

@@ -77,7 +77,7 @@ fn what_is_wrong_with_a_row_is_said_with_its_place() {
     let key = r#"{"conversations": [{"from": "human", "vlaue": "a"}]}"#;
     assert!(error(chat, ("a.jsonl", key)).contains("no field `conversations[0].value`"));
     let picture = r#"{"file_name": "a.jsonl", "columns": {"prompt": "p", "images": "i"}}"#;
-    let said = "/a.jsonl:1 (row 0): field `i`: picture `1.jpg`: there is no such file in ``";
+    let said = "/a.jsonl:1 (row 0): field `i[0]`: picture `1.jpg`: there is no such file in ``";
     let found = error(picture, ("a.jsonl", r#"{"p": "x", "i": ["1.jpg"]}"#));
     assert!(found.starts_with(said), "{found}");
     let film = r#"{"file_name": "a.jsonl", "columns": {"prompt": "p", "videos": "i"}}"#;
@@ -169,6 +169,77 @@ fn openai_messages_with_calls() {
         let Sample::Conversation(c) = &set.samples[0] else { panic!("not a conversation") };
         assert_eq!(c.system, system);
     }
+}
+
+#[test]
+fn contents_may_be_lists_of_parts() {
+    let parts = r#"[{"type": "text", "text": "a ", "image": null}, {"type": "image", "text": null},
+        {"type": "text", "text": "b"}]"#;
+    let (user, model) = (
+        format!(r#"{{"role": "user", "content": {parts}}}"#),
+        r#"{"role": "assistant", "content": [{"type": "text", "text": "c"}]}"#,
+    );
+    let worse = r#"{"role": "assistant", "content": [{"type": "text", "text": "d"}]}"#;
+    let system = r#"{"role": "system", "content": [{"type": "text", "text": "S"}]}"#;
+    let trl = r#"{"file_name": "a.jsonl", "formatting": "trl", "columns": {"images": "i"}}"#;
+    let openai = trl.replace("trl", "openai").replace("{\"im", "{\"messages\": \"messages\", \"im");
+    let ranking = openai.replace("\"columns", "\"ranking\": true, \"columns");
+    let listed = format!(r#""messages": [{system}, {user}, {model}]"#);
+    for (entry, row) in [
+        (openai.as_str(), listed.clone()),
+        (trl, listed),
+        (trl, format!(r#""prompt": [{system}, {user}], "completion": [{model}]"#)),
+        (trl, format!(r#""chosen": [{system}, {user}, {model}], "rejected": [{user}, {worse}]"#)),
+        (
+            ranking.as_str(),
+            format!(r#""messages": [{system}, {user}], "chosen": {model}, "rejected": {worse}"#),
+        ),
+    ] {
+        let row = format!(r#"{{{row}, "i": "a.jsonl"}}"#).replace('\n', "");
+        let set = open(entry, ("a.jsonl", &row)).unwrap();
+        let Sample::Conversation(c) = &set.samples[0] else { panic!("not a conversation") };
+        assert_eq!(c.prompt, [Message::new(Role::User, "a <image>b")], "{row}");
+        assert_eq!(c.own_answer().unwrap().content, "c", "{row}");
+        assert!(c.system.starts_with('S'), "{row}");
+        assert_eq!(c.images.len(), 1, "{row}");
+        assert_eq!(c.original, None, "{row}");
+    }
+    let bad = |parts: &str| {
+        let row = format!(
+            r#"{{"messages": [{{"role": "user", "content": {parts}}}, {model}], "i": []}}"#
+        );
+        error(trl, ("a.jsonl", &row))
+    };
+    for (parts, said) in [
+        (
+            r#"[{"type": "video", "video": "a.mp4"}]"#,
+            "field `messages[0].content[0]` is a part of the type `video`; texts and pictures are \
+             read (`text`, `image`, `image_url`)",
+        ),
+        (r#"[{"type": "image"}]"#, "a message shows a picture that neither it nor `i` has"),
+        (r#"[{"text": "a"}]"#, "no field `messages[0].content[0].type`"),
+        (r#"[{"type": "text"}]"#, "no field `messages[0].content[0].text`"),
+        (r#"["a"]"#, "field `messages[0].content[0]` is the text `a`; it must be an object"),
+        (
+            r#"[{"type": "image", "image": "no.png"}]"#,
+            "field `messages[0].content[0]`: picture `no.png`: there is no such file",
+        ),
+    ] {
+        let found = bad(parts);
+        assert!(found.contains(said), "{found}");
+    }
+}
+
+#[test]
+fn calls_beside_parts_keep_the_messages_as_they_were_written() {
+    let row = r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "b"}], "reasoning_content": "r"}]}"#
+        .replace('\n', "");
+    let set = open(r#"{"file_name": "a.jsonl", "formatting": "trl"}"#, ("a.jsonl", &row)).unwrap();
+    let Sample::Conversation(c) = &set.samples[0] else { panic!("not a conversation") };
+    let original = serde_json::to_string(c.original.as_ref().unwrap()).unwrap();
+    let expected = r#"[{"role":"user","content":"a"},{"role":"assistant","content":"b","reasoning_content":"r"}]"#;
+    assert_eq!(original, expected, "chat templates of models that only read want texts");
 }
 
 #[test]

@@ -126,6 +126,8 @@ pub struct OtherType {
     /// Whether transformers reads it without code of the model's own. Where it doesn't, what is
     /// saved is under the registry's name.
     pub known: bool,
+    /// What the names of its classes begin with, where not as the registry's.
+    pub class: Option<&'static str>,
     /// What its configs call a field, and what the field is called here.
     pub fields: &'static [(&'static str, &'static str)],
     /// Switches that its configs mean where they don't say.
@@ -134,7 +136,8 @@ pub struct OtherType {
 
 impl OtherType {
     /// One that the authors' own code went by.
-    const REMOTE: Self = Self { model_type: "", known: false, fields: &[], meant: &[] };
+    const REMOTE: Self =
+        Self { model_type: "", known: false, class: None, fields: &[], meant: &[] };
 }
 
 /// What building an architecture yields: network and head.
@@ -299,7 +302,22 @@ impl Architecture {
 
     /// transformers' class for `task`, if there is a head for it.
     pub fn class_for(&self, task: Task) -> Option<String> {
-        let suffix = match task {
+        let class = self.causal_class.filter(|_| task == Task::CausalLm).unwrap_or(self.class);
+        self.tasks.contains(&task).then(|| format!("{class}{}", self.class_end(task)))
+    }
+
+    /// Whether `class` is the one for `task`, under transformers' name or the authors' own.
+    pub fn is_class_for(&self, task: Task, class: &str) -> bool {
+        let end = self.class_end(task);
+        let is_authors = |authors: &str| class.strip_prefix(authors) == Some(end);
+        self.class_for(task).is_some_and(|own| {
+            own == class || self.other_types.iter().filter_map(|o| o.class).any(is_authors)
+        })
+    }
+
+    /// What the names of the classes for `task` end with.
+    fn class_end(&self, task: Task) -> &'static str {
+        match task {
             Task::CausalLm => self.causal_lm,
             Task::Seq2SeqLm => "ForConditionalGeneration",
             Task::MaskedLm => "ForMaskedLM",
@@ -307,9 +325,7 @@ impl Architecture {
             Task::TokenCls => "ForTokenClassification",
             Task::QuestionAns => "ForQuestionAnswering",
             Task::FeatureExtraction => "Model",
-        };
-        let class = self.causal_class.filter(|_| task == Task::CausalLm).unwrap_or(self.class);
-        self.tasks.contains(&task).then(|| format!("{class}{suffix}"))
+        }
     }
 
     /// The architecture that a config names.
@@ -381,5 +397,18 @@ mod tests {
     fn the_registry_is_sorted_and_without_repeats() {
         let names: Vec<_> = ARCHITECTURES.iter().map(|a| a.model_type).collect();
         assert!(names.is_sorted_by(|a, b| a < b), "{names:?}");
+    }
+
+    #[test]
+    fn a_class_has_transformers_name_or_the_authors() {
+        let falcon = &falcon::ENTRY;
+        for class in ["RWForSequenceClassification", "FalconForSequenceClassification"] {
+            let tasks = falcon.tasks.iter().filter(|task| falcon.is_class_for(**task, class));
+            assert_eq!(tasks.collect::<Vec<_>>(), [&Task::SeqCls], "{class}");
+        }
+        assert!(falcon.is_class_for(Task::CausalLm, "RWForCausalLM"));
+        assert!(falcon.is_class_for(Task::FeatureExtraction, "RWModel"));
+        assert!(!falcon.is_class_for(Task::MaskedLm, "RWForMaskedLM"), "there is no such head");
+        assert!(stablelm::ENTRY.is_class_for(Task::CausalLm, "StableLMEpochForCausalLM"));
     }
 }

@@ -275,8 +275,9 @@ fn lora_config(lora: &LoraPlan, model: &Model, task: Task) -> Result<LoraConfig>
 /// from the others, so these are whole paths.
 fn all_targets(lora: &LoraPlan, model: &Model) -> Vec<String> {
     let (infos, model_type) = (model.modules.infos(), model.architecture.model_type);
+    let task = model.task.task_type();
     if model.architecture.beside != Beside::Picture {
-        return llamafactory_all(&infos, model_type, &[]);
+        return llamafactory_all(&infos, model_type, task, &[]);
     }
     let plan::Freeze { vision_tower, multi_modal_projector, language_model } = lora.freeze;
     let parts: [(bool, &[&str]); 3] = [
@@ -287,7 +288,7 @@ fn all_targets(lora: &LoraPlan, model: &Model) -> Vec<String> {
     let frozen: Vec<&str> =
         parts.iter().filter(|(is, _)| *is).flat_map(|(_, names)| *names).copied().collect();
     let each = infos.iter().filter(|info| {
-        !llamafactory_all(std::slice::from_ref(info), model_type, &frozen).is_empty()
+        !llamafactory_all(std::slice::from_ref(info), model_type, task, &frozen).is_empty()
     });
     each.map(|info| info.path.clone()).collect()
 }

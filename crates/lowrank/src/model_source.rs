@@ -131,23 +131,30 @@ impl ModelSource {
         Ok((config, architecture))
     }
 
-    /// The task of the adapters, else the one whose class `architectures` names, else the
-    /// architecture's first.
-    pub(crate) fn default_task(&self) -> anyhow::Result<Task> {
+    /// The task of the first adapter that names one.
+    pub(crate) fn adapters_task(&self) -> anyhow::Result<Option<Task>> {
         for (_, folder) in &self.adapters {
             if !folder.join(CONFIG_NAME).is_file() {
                 continue; // loading it will say so
             }
             let (config, _) = LoraConfig::from_pretrained(folder)?;
             if let Some(task_type) = config.task_type {
-                return Ok(task_type.into());
+                return Ok(Some(task_type.into()));
             }
+        }
+        Ok(None)
+    }
+
+    /// The task of the adapters, else the one whose class `architectures` names, else the
+    /// architecture's first.
+    pub(crate) fn default_task(&self) -> anyhow::Result<Task> {
+        if let Some(task) = self.adapters_task()? {
+            return Ok(task);
         }
         let (config, architecture) = self.config()?;
         let classes = config.words("architectures")?.unwrap_or_default();
-        let named = |task: &&Task| {
-            architecture.class_for(**task).is_some_and(|c| classes.contains(&c.as_str()))
-        };
+        let named =
+            |task: &&Task| classes.iter().any(|class| architecture.is_class_for(**task, class));
         // One class may serve two tasks, of which the language model within decides.
         let default = architecture.default_task(&config)?;
         let tasks = std::iter::once(&default).chain(architecture.tasks);

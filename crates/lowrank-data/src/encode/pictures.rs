@@ -1,21 +1,16 @@
 //! Rows with a picture. The tokens in whose places its vectors go stand before all others, the one
 //! that begins texts included. Reference: transformers `models/blip_2/processing_blip_2.py`.
 
-use std::path::{Path, PathBuf};
-
 use super::{Example, IGNORE_INDEX, Labels};
 use crate::error::RowProblem;
-use crate::formats::Sample;
-use crate::images::{ImageProcessor, Picture};
+use crate::formats::{PLACEHOLDER, Sample};
+use crate::images::{ImageProcessor, Picture, PictureSource};
 
-/// Marks a picture in a text, as LLaMA-Factory has it.
-const PLACEHOLDER: &str = "<image>";
-
-/// A picture's file, known to hold one when the row was encoded.
+/// A row's picture, known to be one when the row was encoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PictureFile {
-    /// Where it lies.
-    pub path: PathBuf,
+pub struct RowPicture {
+    /// Where it is.
+    pub source: PictureSource,
     /// A hash of its bytes.
     pub digest: String,
 }
@@ -46,47 +41,50 @@ impl PictureEncoder {
         sample: &Sample,
         encode: impl FnOnce(&Sample) -> Result<Vec<Example>, RowProblem>,
     ) -> Result<Vec<Example>, RowProblem> {
-        let [path] = sample.images() else {
+        let [source] = sample.images() else {
             let found = sample.images().len();
             let message = format!("the model looks at one picture a row; the row has {found}");
             return Err(RowProblem::Other { message });
         };
         let mut examples = encode(&without_placeholder(sample)?)?;
-        let (_, digest) = read(&self.processor, path)?;
+        let (_, digest) = read(&self.processor, source)?;
         for example in &mut examples {
             example.input_ids.splice(0..0, std::iter::repeat_n(self.token, self.tokens));
             if let Labels::Tokens(labels) = &mut example.labels {
                 labels.splice(0..0, std::iter::repeat_n(IGNORE_INDEX, self.tokens));
             }
-            example.picture = Some(PictureFile { path: path.clone(), digest: digest.clone() });
+            example.picture = Some(RowPicture { source: source.clone(), digest: digest.clone() });
         }
         Ok(examples)
     }
 }
 
-impl PictureFile {
+impl RowPicture {
     /// The picture, prepared.
     ///
     /// # Errors
     /// A file that isn't what it was when the row was encoded.
     pub fn read(&self, processor: &ImageProcessor) -> Result<Picture, RowProblem> {
-        let (picture, digest) = read(processor, &self.path)?;
+        let (picture, digest) = read(processor, &self.source)?;
         if digest == self.digest {
             return Ok(picture);
         }
-        Err(problem(&self.path, "the file has changed since the run began"))
+        Err(problem(&self.source, "the file has changed since the run began"))
     }
 }
 
-fn read(processor: &ImageProcessor, path: &Path) -> Result<(Picture, String), RowProblem> {
-    let bytes = std::fs::read(path).map_err(|e| problem(path, e))?;
-    let picture = processor.decode(&bytes).map_err(|e| problem(path, e))?;
+fn read(
+    processor: &ImageProcessor,
+    source: &PictureSource,
+) -> Result<(Picture, String), RowProblem> {
+    let bytes = source.bytes().map_err(|e| problem(source, e))?;
+    let picture = processor.decode(&bytes).map_err(|e| problem(source, e))?;
     Ok((picture, blake3::hash(&bytes).to_hex().to_string()))
 }
 
-fn problem(path: &Path, message: impl ToString) -> RowProblem {
+fn problem(source: &PictureSource, message: impl ToString) -> RowProblem {
     let (field, message) = ("images".to_owned(), message.to_string());
-    RowProblem::Picture { field, path: path.to_owned(), message }
+    RowProblem::Picture { field, picture: source.to_string(), message }
 }
 
 /// The sample with nothing where placeholders stand. A prompt and its completion, which no template

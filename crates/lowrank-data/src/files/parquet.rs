@@ -8,6 +8,7 @@ use serde_json::{Map, Number, Value};
 
 use super::Sink;
 use crate::error::{DataError, Result};
+use crate::images::data_url;
 
 pub(super) fn read(path: &Path, sink: &mut Sink<'_>) -> Result<()> {
     let file = std::fs::File::open(path).map_err(|e| DataError::io(path, e))?;
@@ -30,6 +31,16 @@ fn object(row: &Row) -> Result<Map<String, Value>, String> {
     row.get_column_iter().map(|(name, field)| Ok((name.clone(), value(field)?))).collect()
 }
 
+/// What lies within a column. Of a picture, as Hugging Face's datasets write it (`bytes` and
+/// `path`), the bytes come as a `data:` URL.
+fn within(row: &Row) -> Result<Map<String, Value>, String> {
+    let field = |(name, field): (&String, &Field)| match field {
+        Field::Bytes(bytes) if name == "bytes" => Ok((name.clone(), data_url(bytes.data()).into())),
+        _ => Ok((name.clone(), value(field)?)),
+    };
+    row.get_column_iter().map(field).collect()
+}
+
 fn value(field: &Field) -> Result<Value, String> {
     Ok(match field {
         Field::Null => Value::Null,
@@ -50,7 +61,7 @@ fn value(field: &Field) -> Result<Value, String> {
             Ok(text) => Value::from(text),
             Err(_) => return Err("a column holds binary data that isn't text".to_owned()),
         },
-        Field::Group(row) => Value::Object(object(row)?),
+        Field::Group(row) => Value::Object(within(row)?),
         Field::ListInternal(list) => {
             Value::Array(list.elements().iter().map(value).collect::<Result<_, _>>()?)
         }

@@ -26,7 +26,7 @@ pub(super) fn convert(record: &Record, entry: &DatasetEntry) -> Result<Conversat
         response: response(record, entry)?,
         only_answer: false,
         original: None,
-        images: images(record, entry)?,
+        images: images(record, entry, Vec::new())?,
     })
 }
 

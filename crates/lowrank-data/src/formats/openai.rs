@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::messages::{system, tools};
-use super::sharegpt::{Parts, Tags, assemble};
+use super::sharegpt::{Tags, Turns, assemble};
 use crate::conversation::{Conversation, Message, Role};
 use crate::dataset_info::{DatasetEntry, Names};
 use crate::error::RowProblem;
@@ -31,8 +31,9 @@ pub(super) fn default_tags() -> Names {
 
 pub(super) fn convert(record: &Record, entry: &DatasetEntry) -> Result<Conversation, RowProblem> {
     let field = entry.columns.get("messages").unwrap_or("messages");
-    let list = record.require_list(field)?;
     let tags = Tags { tags: &entry.tags, field };
+    let mut parts = tags.part_reader(entry)?;
+    let list = parts.plain_all(record.require_list(field)?, field)?;
     let (own_system, rest) = tags.split_system(&list)?;
     let system = match own_system {
         Some(text) => text,
@@ -41,7 +42,7 @@ pub(super) fn convert(record: &Record, entry: &DatasetEntry) -> Result<Conversat
     let with_tools = !tools(record, entry)?.is_empty();
     let system = with_thinking_phrase(system, with_tools);
     let messages = messages(&tags, rest)?;
-    assemble(record, entry, &tags, Parts { system, messages, field })
+    assemble(record, entry, &tags, Turns { system, messages, parts })
 }
 
 /// LLaMA-Factory states in every system text that thinking is off, unless the text says

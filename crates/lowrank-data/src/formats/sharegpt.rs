@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::media::images;
 use super::messages::{check_order, part, system, tools};
+use super::parts::PartReader;
 use crate::conversation::{Conversation, Message, Response, Role};
 use crate::dataset_info::{DatasetEntry, Names};
 use crate::error::RowProblem;
@@ -12,8 +13,9 @@ use crate::record::{Record, wrong_type};
 
 pub(super) fn convert(record: &Record, entry: &DatasetEntry) -> Result<Conversation, RowProblem> {
     let field = entry.columns.get("messages").unwrap_or("conversations");
-    let list = record.require_list(field)?;
     let tags = Tags { tags: &entry.tags, field };
+    let mut parts = tags.part_reader(entry)?;
+    let list = parts.plain_all(record.require_list(field)?, field)?;
     let (own_system, rest) = tags.split_system(&list)?;
     let messages =
         rest.iter().enumerate().map(|(i, m)| tags.message(m, i)).collect::<Result<Vec<_>, _>>()?;
@@ -21,14 +23,15 @@ pub(super) fn convert(record: &Record, entry: &DatasetEntry) -> Result<Conversat
         Some(text) => text,
         None => system(record, entry)?,
     };
-    assemble(record, entry, &tags, Parts { system, messages, field })
+    assemble(record, entry, &tags, Turns { system, messages, parts })
 }
 
 /// System text and messages, before prompt and answer are told apart.
-pub(super) struct Parts<'a> {
+pub(super) struct Turns<'a> {
     pub(super) system: String,
     pub(super) messages: Vec<Message>,
-    pub(super) field: &'a str,
+    /// What read them, and will read answers that stand elsewhere.
+    pub(super) parts: PartReader<'a>,
 }
 
 /// Splits off the answer: the last message, or the entry's `chosen` and `rejected`.
@@ -36,9 +39,9 @@ pub(super) fn assemble(
     record: &Record,
     entry: &DatasetEntry,
     tags: &Tags<'_>,
-    parts: Parts<'_>,
+    turns: Turns<'_>,
 ) -> Result<Conversation, RowProblem> {
-    let Parts { system, mut messages, field } = parts;
+    let (Turns { system, mut messages, mut parts }, field) = (turns, tags.field);
     check_order(&messages, field)?;
     let count = |must_be| RowProblem::MessageCount {
         field: field.to_owned(),
@@ -49,9 +52,9 @@ pub(super) fn assemble(
         if messages.len() % 2 == 0 {
             return Err(count("the prompt of a pair must end with the user's turn"));
         }
-        let answer = |role: &'static str| {
+        let mut answer = |role: &'static str| {
             let field = entry.columns.get(role).unwrap_or(role);
-            tags.answer(record.require(field)?, field)
+            tags.answer(&parts.plain(record.require(field)?.clone(), field)?, field)
         };
         Response::Pair { chosen: answer("chosen")?, rejected: answer("rejected")? }
     } else {
@@ -82,7 +85,7 @@ pub(super) fn assemble(
         response,
         only_answer: false,
         original: None,
-        images: images(record, entry)?,
+        images: images(record, entry, parts.pictures)?,
     })
 }
 
@@ -92,8 +95,15 @@ pub(super) struct Tags<'a> {
     pub(super) field: &'a str,
 }
 
-impl Tags<'_> {
-    fn key(&self, tag: &'static str) -> Result<&str, RowProblem> {
+impl<'a> Tags<'a> {
+    pub(super) fn part_reader(
+        &self,
+        entry: &'a DatasetEntry,
+    ) -> Result<PartReader<'a>, RowProblem> {
+        Ok(PartReader::new(entry, self.key("content_tag")?))
+    }
+
+    fn key(&self, tag: &'static str) -> Result<&'a str, RowProblem> {
         self.tags.get(tag).ok_or_else(|| RowProblem::Other {
             message: format!("`tags` of the data set doesn't name `{tag}`"),
         })

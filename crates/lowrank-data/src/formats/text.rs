@@ -1,11 +1,10 @@
 //! Plain text for pretraining, and prompts with a continuation that no template touches.
 
-use std::path::PathBuf;
-
 use super::boxes::{WordBox, boxes, words_in};
 use crate::dataset_info::DatasetEntry;
 use crate::error::{RowProblem, RowRef};
 use crate::formats::column;
+use crate::images::PictureSource;
 use crate::record::Record;
 
 /// A text to continue.
@@ -28,8 +27,8 @@ pub struct Completion {
     pub prompt: String,
     /// The text to learn.
     pub completion: String,
-    /// The files of its pictures.
-    pub images: Vec<PathBuf>,
+    /// Its pictures.
+    pub images: Vec<PictureSource>,
 }
 
 pub(super) fn convert(record: &Record, entry: &DatasetEntry) -> Result<PlainText, RowProblem> {

@@ -9,12 +9,14 @@ use serde_json::Value;
 use super::media::images;
 use super::messages::{check_order, tools};
 use super::openai::{default_tags, messages};
+use super::parts::PartReader;
 use super::sharegpt::Tags;
 use super::{Completion, Sample};
 use crate::conversation::{Conversation, Message, Response, Role};
 use crate::dataset_info::DatasetEntry;
 use crate::error::RowProblem;
 use crate::formats::column;
+use crate::images::PictureSource;
 use crate::record::{Record, wrong_type};
 
 pub(super) fn convert(record: &Record, entry: &DatasetEntry) -> Result<Sample, RowProblem> {
@@ -41,6 +43,8 @@ struct Turns {
     system: String,
     messages: Vec<Message>,
     original: Vec<Value>,
+    /// Those that parts of messages show.
+    pictures: Vec<Option<PictureSource>>,
 }
 
 impl Row<'_> {
@@ -54,13 +58,15 @@ impl Row<'_> {
 
     fn turns(&self, name: &'static str) -> Result<Turns, RowProblem> {
         let field = column(self.entry, name);
-        let original = self.record.require_list(field)?;
         let names = default_tags();
         let tags = Tags { tags: &names, field };
+        let mut parts = PartReader::new(self.entry, "content");
+        let original = parts.plain_all(self.record.require_list(field)?, field)?;
         let (system, rest) = tags.split_system(&original)?;
         let messages = messages(&tags, rest)?;
         let system = system.unwrap_or_default();
-        Ok(Turns { field: field.to_owned(), system, messages, original })
+        let (field, pictures) = (field.to_owned(), parts.pictures);
+        Ok(Turns { field, system, messages, original, pictures })
     }
 
     /// The last message is the answer; a developer's or tool's place is checked like any other.
@@ -70,7 +76,7 @@ impl Row<'_> {
         respond: impl FnOnce(Message) -> Result<Response, RowProblem>,
         only_answer: bool,
     ) -> Result<Sample, RowProblem> {
-        let Turns { field, system, mut messages, original } = turns;
+        let Turns { field, system, mut messages, original, pictures } = turns;
         check_order(&messages, &field)?;
         let count = messages.len();
         let answer = messages.pop().filter(|m| m.role.is_model());
@@ -84,7 +90,7 @@ impl Row<'_> {
             response: respond(answer)?,
             only_answer,
             original: needs_original(&original).then_some(original),
-            images: images(self.record, self.entry)?,
+            images: images(self.record, self.entry, pictures)?,
         }))
     }
 
@@ -97,7 +103,7 @@ impl Row<'_> {
                 at: self.record.at.clone(),
                 prompt: prompt.clone(),
                 completion: completion.clone(),
-                images: images(self.record, self.entry)?,
+                images: images(self.record, self.entry, Vec::new())?,
             }));
         }
         let mut turns = self.turns_or_text("prompt", Role::User)?;
@@ -112,6 +118,7 @@ impl Row<'_> {
         }
         turns.messages.extend(answer.messages);
         turns.original.extend(answer.original);
+        turns.pictures.extend(answer.pictures);
         let desirable = judged.map(|tag| {
             let field = self.entry.columns.get("kto_tag").unwrap_or("label");
             tag.as_bool().ok_or_else(|| wrong_type(field, tag, "true or false"))
@@ -135,7 +142,7 @@ impl Row<'_> {
             response: Response::None,
             only_answer: true,
             original: needs_original(&turns.original).then_some(turns.original),
-            images: images(self.record, self.entry)?,
+            images: images(self.record, self.entry, turns.pictures)?,
         }))
     }
 
@@ -157,6 +164,7 @@ impl Row<'_> {
             message.ok_or(RowProblem::MessageCount { field, count, must_be })
         };
         turns.messages.extend(chosen.messages.iter().take(skip).cloned());
+        turns.pictures.extend(chosen.pictures.iter().cloned());
         let (chosen, rejected) = (last(chosen)?, last(rejected)?);
         turns.messages.push(chosen);
         // Written messages with more than texts can't be rendered for two answers at once.

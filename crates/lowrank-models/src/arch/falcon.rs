@@ -21,12 +21,14 @@ pub(super) const ENTRY: Architecture = Architecture {
     other_types: &[
         OtherType {
             model_type: "RefinedWeb",
+            class: Some("RW"),
             fields: OLD_FIELDS,
             meant: &[("new_decoder_architecture", true)],
             ..OtherType::REMOTE
         },
         OtherType {
             model_type: "RefinedWebModel",
+            class: Some("RW"),
             fields: OLD_FIELDS,
             meant: &[("multi_query", false), ("parallel_attn", false)],
             ..OtherType::REMOTE

@@ -17,6 +17,7 @@ pub(super) const ENTRY: Architecture = Architecture {
     model_type: "stablelm",
     other_types: &[OtherType {
         model_type: "stablelm_epoch",
+        class: Some("StableLMEpoch"),
         fields: &[("norm_eps", "layer_norm_eps"), ("rope_pct", "partial_rotary_factor")],
         ..OtherType::REMOTE
     }],

@@ -48,6 +48,22 @@ fn answers_on_a_page_equal_transformers() {
     golden::check_but(&case, "boxes_qa", Some("base_model.model.qa_outputs.bias"));
 }
 
+/// `all` names every linear layer but a head that is trained whole, which PEFT would refuse.
+#[test]
+fn all_leaves_the_head_to_be_trained_whole() {
+    for (task, rows, head) in
+        [("QUESTION_ANS", "boxes_qa", "qa_outputs"), ("TOKEN_CLS", "boxes_tag", "classifier")]
+    {
+        let case = layoutlm(task, &kept(rows)).with("lora_target=all").with("max_steps=1");
+        case.run("out", &[]);
+        let names: Vec<String> = case.adapter("out").into_keys().collect();
+        let of_head = names.iter().filter(|name| name.contains(head)).collect::<Vec<_>>();
+        let whole = ["bias", "weight"].map(|part| format!("base_model.model.{head}.{part}"));
+        assert_eq!(of_head, whole.iter().collect::<Vec<_>>());
+        assert!(names.iter().any(|name| name.contains("intermediate.dense.lora_A")), "{names:?}");
+    }
+}
+
 #[test]
 fn hidden_words_keep_their_boxes() {
     let row = json!({"text": "w1 w2a", "bbox": [[1, 2, 3, 4], [5, 6, 7, 8]]});

@@ -74,6 +74,12 @@ impl Case {
         self
     }
 
+    /// The same on the rows of a file.
+    pub(crate) fn with_file(mut self, file: PathBuf) -> Self {
+        self.data = file;
+        self
+    }
+
     /// The same with another value of a key.
     pub(crate) fn with(mut self, key: &str) -> Self {
         set(&mut self.keys, key);

@@ -3,6 +3,8 @@
 
 use std::fs;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use lowrank_data::Example;
 use serde_json::{Value, json};
 
 use crate::{
@@ -43,6 +45,26 @@ fn blip_2_over_an_encoder_decoder_equals_transformers() {
     golden::check(&case("blip_2_t5", "t5_tokenizer", &kept("blip_2_t5")), "blip_2_t5");
 }
 
+#[test]
+fn pictures_within_parquet_are_those_of_the_files() {
+    golden::check(&opt("").with_file(fixture("blip_2_opt.parquet")), "blip_2_opt");
+    let expected = opt(&kept("blip_2_opt")).setup(&[]).rows.train;
+    let parts = opt("").with_file(fixture("blip_2_opt_parts.parquet")).setup(&[]).rows.train;
+    assert_eq!(parts.len(), expected.len());
+    for (found, expected) in parts.into_iter().zip(&expected) {
+        assert_eq!(from(found, expected), *expected);
+    }
+}
+
+/// An example as if it came from where another comes from.
+fn from(mut found: Example, other: &Example) -> Example {
+    found.source = other.source.clone();
+    if let (Some(found), Some(other)) = (&mut found.picture, &other.picture) {
+        found.source = other.source.clone();
+    }
+    found
+}
+
 /// In all shapes that rows with pictures may have.
 #[test]
 fn the_same_row_is_read_from_every_format() {
@@ -51,6 +73,14 @@ fn the_same_row_is_read_from_every_format() {
     let (asked, answer) = (row["prompt"].as_str().unwrap(), &row["completion"]);
     let asked = [format!("<image>\n{asked}"), format!("{asked} <image>"), asked.to_owned()];
     let picture = &row["images"];
+    let bytes = fs::read(fixture("pictures").join(picture[0].as_str().unwrap())).unwrap();
+    let url = format!("data:image/png;base64,{}", STANDARD.encode(bytes));
+    let with_parts = |image: Value| {
+        json!([
+            {"role": "user", "content": [image, {"type": "text", "text": asked[2]}]},
+            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        ])
+    };
     for row in [
         json!({"instruction": asked[0], "output": answer, "images": picture}),
         json!({"instruction": asked[1], "output": answer, "images": picture[0]}),
@@ -59,10 +89,15 @@ fn the_same_row_is_read_from_every_format() {
         json!({"images": picture, "messages": [
             {"role": "user", "content": asked[1]}, {"role": "assistant", "content": answer}]}),
         json!({"prompt": asked[0], "completion": answer, "images": picture}),
+        json!({"images": picture, "messages": with_parts(json!({"type": "image", "text": null}))}),
+        json!({"messages": with_parts(json!({"type": "image", "path": picture[0]}))}),
+        json!({"messages": with_parts(json!({"type": "image_url", "image_url": {"url": url}}))}),
+        json!({"messages": with_parts(json!({"type": "image_url", "image_url": url}))}),
+        json!({"image": {"bytes": url}, "prompt": [{"role": "user", "content": asked[2]}],
+            "completion": [{"role": "assistant", "content": answer}]}),
     ] {
-        let mut found = opt(&(row.to_string() + "\n")).setup(&[]).rows.train.remove(0);
-        found.source = expected.source.clone();
-        assert_eq!(found, expected, "{row}");
+        let found = opt(&(row.to_string() + "\n")).setup(&[]).rows.train.remove(0);
+        assert_eq!(from(found, &expected), expected, "{row}");
     }
 }
 
@@ -84,6 +119,10 @@ fn bad_pictures_are_named_with_their_rows() {
         (row(json!(["rgb.png", "grey.png"])), "one picture a row; the row has 2"),
         (row(json!([])), "one picture a row; the row has 0"),
         (row(json!([7])), "field `images[0]` is the number `7`; it must be a text"),
+        (row(json!([{"bytes": null, "path": null}])), "field `images[0]` is an object"),
+        (row(json!(["https://a.b/c.png"])), "lowrank opens no network connection"),
+        (row(json!(["data:image/png;base64,?"])), "doesn't hold a picture in base64"),
+        (row(json!(["data:image/png;base64,AAAA"])), "picture `3 bytes in the row`: "),
     ] {
         let case = case(row);
         let error = case.error("out", &[]);

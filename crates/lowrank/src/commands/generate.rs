@@ -123,14 +123,17 @@ pub(crate) fn open_for_generation(source: &ModelSource, ui: Ui) -> anyhow::Resul
             bail!("`{model_type}` models don't generate text{unless}; `lowrank predict` asks them")
         }
     };
-    let adapters_task = source.default_task()?;
+    let Some(adapters_task) = source.adapters_task()? else { return source.open(task, ui) };
     ensure!(
-        source.adapters.is_empty()
-            || !matches!(adapters_task, Task::SeqCls | Task::TokenCls | Task::QuestionAns),
+        !matches!(adapters_task, Task::SeqCls | Task::TokenCls | Task::QuestionAns),
         "the adapter is for the task `{}` and doesn't generate text; use `lowrank predict`",
         adapters_task.name()
     );
-    source.open(task, ui)
+    // Of a folder with both halves such an adapter changes the decoder alone.
+    let of_decoder = architecture.family == Family::EncoderDecoder
+        && adapters_task == Task::CausalLm
+        && architecture.tasks.contains(&Task::CausalLm);
+    source.open(if of_decoder { Task::CausalLm } else { task }, ui)
 }
 
 /// The tokens in whose places a picture goes, then those of the prompt; without a prompt the token

@@ -102,8 +102,9 @@ impl Inspect {
         let target_modules = match self.lora_target.as_slice() {
             [] => TargetModules::Default,
             [all] if all == "all" => {
-                let model_type = model.architecture.model_type;
-                TargetModules::names(llamafactory_all(&model.modules.infos(), model_type, &[]))
+                let (model_type, task) = (model.architecture.model_type, model.task.task_type());
+                let infos = model.modules.infos();
+                TargetModules::names(llamafactory_all(&infos, model_type, task, &[]))
             }
             [all] if all == "all-linear" => TargetModules::AllLinear,
             [regex] if regex.contains(REGEX) => TargetModules::Pattern(regex.clone()),

@@ -62,7 +62,12 @@ fn heads(architecture: &Architecture) -> Vec<&'static str> {
     architecture.tasks.iter().map(|task| task.name()).collect()
 }
 
-/// The table and, below it, how many there are of each class.
+fn other_types(architecture: &Architecture) -> impl Iterator<Item = &'static str> {
+    architecture.other_types.iter().map(|other| other.model_type)
+}
+
+/// The table and, below it, how many there are of each class and what else a config may
+/// call them.
 fn table() -> Result<String, fmt::Error> {
     let mut rows = vec![["model_type", "family", "data", "working", "openness", "heads"]];
     let heads: Vec<String> = ARCHITECTURES.iter().map(|a| heads(a).join(", ")).collect();
@@ -88,6 +93,12 @@ fn table() -> Result<String, fmt::Error> {
         let counts: Vec<String> = classification.classes.iter().map(count).collect();
         writeln!(text, "by {}: {}", classification.name, counts.join(", "))?;
     }
+    let others = |a: &Architecture| {
+        let of = |other| format!("{other} ({})", a.model_type);
+        other_types(a).map(of).collect::<Vec<_>>()
+    };
+    let others: Vec<String> = ARCHITECTURES.iter().flat_map(others).collect();
+    writeln!(text, "other model_types: {}", others.join(", "))?;
     Ok(text)
 }
 
@@ -102,7 +113,9 @@ fn targets(architecture: &Architecture) -> Value {
 fn whole() -> Value {
     let classes = classifications().map(|c| (c.name.to_owned(), json!(c.classes)));
     let model = |a: &Architecture| {
-        let mut model = json!({"model_type": a.model_type, "family": a.family.name()});
+        let mut model = json!({"model_type": a.model_type});
+        model["other_types"] = other_types(a).collect();
+        model["family"] = json!(a.family.name());
         for classification in classifications() {
             model[classification.name] = json!((classification.of)(a));
         }
@@ -128,7 +141,8 @@ model becomes the policy by its objective, without an architecture of its own. *
 weights are here, in a folder, or the model is online, behind an API. lowrank opens no network
 connection, so that all architectures below are of the first kind.
 
-*Default targets* are what LoRA adapts where a config names no `target_modules`: PEFT's. *Chat
+A *`model_type`* comes first as the registry has it, then as the configs of other folders may spell
+it. *Default targets* are what LoRA adapts where a config names no `target_modules`: PEFT's. *Chat
 templates* are built-in ones that chat models of the architecture were trained with, for `template:`
 in a recipe; without one a model's own template counts.
 
@@ -150,11 +164,11 @@ fn page() -> Result<String, fmt::Error> {
             _ => "none; name them".to_owned(),
         };
         let templates = quoted(templates_of(a.model_type).iter().copied());
-        let (name, family, heads, paper) =
-            (a.model_type, a.family.name(), heads(a).join(", "), paper(a.paper));
+        let names = quoted(std::iter::once(a.model_type).chain(other_types(a)));
+        let (family, heads, paper) = (a.family.name(), heads(a).join(", "), paper(a.paper));
         writeln!(
             page,
-            "`{name}` | {family} | {data} | {working} | {openness} | {heads} | {targets} | \
+            "{names} | {family} | {data} | {working} | {openness} | {heads} | {targets} | \
              {templates} | {paper}"
         )?;
     }

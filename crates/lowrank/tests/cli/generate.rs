@@ -99,6 +99,26 @@ fn ids_need_no_tokenizer_and_t5_returns_its_decoders_tokens() -> Result<()> {
     Ok(())
 }
 
+#[test] // tokens of transformers 5.24 and PEFT 0.21.2, `BartForCausalLM` with the table of both halves
+fn an_adapter_of_the_decoder_alone_generates_with_it_alone() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let [own, merged] = ["own", "merged"].map(|name| folder.path().join(name));
+    adapter(&own, "bart", 4.0)?;
+    let (own, merged) = (own.display().to_string(), merged.display().to_string());
+    let bart = model("bart_own").display().to_string();
+    let flags = ["--prompt-ids", "2,7,9,11", "--max-new-tokens", "8", "--json"];
+    let tokens = |more: &[&str]| {
+        let text = stdout(["generate", "--model"].iter().chain(more).chain(&flags))?;
+        token_ids(&objects(&text)?[0])
+    };
+    let expected = [2, 7, 9, 11, 27, 27, 27, 26, 23, 16, 19, 9];
+    assert_eq!(tokens(&[&bart, "--adapter", &own])?, expected);
+    assert_eq!(tokens(&[&bart])?[..2], [2, 16], "both halves answer the prompt");
+    stdout(["merge", "--model", &bart, "--adapter", &own, "--out", &merged])?;
+    assert_eq!(tokens(&[&merged])?, expected);
+    Ok(())
+}
+
 #[test]
 fn errors_say_what_to_do() -> Result<()> {
     let stories = stories();

@@ -89,3 +89,36 @@ fn a_target_that_matches_nothing_is_an_error() -> Result<()> {
     insta::assert_snapshot!(failure(["inspect", &stories(), "--lora-target", "qproj"])?, @"1: error: `target_modules` (`qproj`) matches no module; the model has `embed_tokens`, `q_proj`, `k_proj`, `v_proj`, `o_proj`, `gate_proj`, `up_proj`, `down_proj`, `lm_head`");
     Ok(())
 }
+
+/// Falcon as its authors' own code had it.
+#[test]
+fn classes_of_the_authors_own_code_name_the_task() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let weights = "model.safetensors";
+    std::fs::copy(model("falcon_own").join(weights), folder.path().join(weights))?;
+    let config = serde_json::json!({
+        "model_type": "RefinedWebModel", "architectures": ["RWForSequenceClassification"],
+        "alibi": true, "bias": true, "n_head": 9, "n_layer": 2, "hidden_size": 18,
+        "vocab_size": 37, "layer_norm_epsilon": 1e-5,
+    });
+    std::fs::write(folder.path().join("config.json"), config.to_string())?;
+    let text = inspect(&[&folder.path().display().to_string()])?;
+    assert!(text.contains(": FalconForSequenceClassification (falcon, seq-cls)"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn heads_that_are_trained_whole_get_no_adapter_with_all() -> Result<()> {
+    let bert = model("bert").display().to_string();
+    for (task, head) in [("question-ans", "qa_outputs "), ("token-cls", "classifier ")] {
+        let with = |targets| [&bert, "--task", task, "--lora_target", targets].map(String::from);
+        let text = stdout(["inspect"].map(String::from).iter().chain(&with("all")))?;
+        let line = text.lines().find(|line| line.starts_with(head)).ok_or("no head")?;
+        assert!(line.ends_with("trained whole"), "{line}");
+        // PEFT's all-linear takes the head and then refuses it.
+        let said = failure(["inspect"].map(String::from).iter().chain(&with("all-linear")))?;
+        let advice = format!("add `{}` to `exclude_modules`", head.trim_end());
+        assert!(said.contains(&advice), "{said}");
+    }
+    Ok(())
+}

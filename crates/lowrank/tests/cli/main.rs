@@ -81,10 +81,12 @@ fn with_tokenizer(name: &str) -> Result<TempDir> {
     Ok(folder)
 }
 
-/// A LoRA adapter of one rank on one layer of the stories model, whose B is `size` everywhere.
+/// A LoRA adapter of one rank on one layer of the stories model, or of BART's decoder, whose B grows
+/// with `size`.
 fn adapter(folder: &Path, target: &str, size: f32) -> Result<()> {
     let (path, [out, input]) = match target {
         "q_proj" => ("model.layers.0.self_attn.q_proj", [64, 64]),
+        "bart" => ("model.decoder.layers.0.self_attn.q_proj", [16, 16]),
         "lm_head" => ("lm_head", [512, 64]),
         "embed_tokens" => ("model.embed_tokens", [512, 64]),
         other => return Err(format!("no shape for {other}").into()),

@@ -28,7 +28,15 @@ fn models_are_classified_in_three_ways() -> Result<()> {
     assert_eq!(llama["default_targets"], serde_json::json!(["q_proj", "v_proj"]));
     assert_eq!(find("bert")?["working"], "discriminative");
     assert_eq!(find("layoutlm")?["data"], "multimodal");
+    assert_eq!(llama["other_types"], serde_json::json!([]));
+    assert_eq!(
+        find("falcon")?["other_types"],
+        serde_json::json!(["RefinedWeb", "RefinedWebModel"])
+    );
     let text = stdout(["models"])?;
     assert!(text.contains("by working: generative "), "{text}");
+    let others = "other model_types: kimi_k2 (deepseek_v3), RefinedWeb (falcon), \
+                  RefinedWebModel (falcon), gpt-sw3 (gpt2), stablelm_epoch (stablelm)";
+    assert!(text.contains(others), "{text}");
     Ok(())
 }
