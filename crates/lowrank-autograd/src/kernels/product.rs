@@ -21,10 +21,10 @@ mod line;
 mod narrow;
 #[cfg(target_arch = "x86_64")]
 mod pack;
-#[cfg(target_arch = "x86_64")]
-mod panels;
 #[cfg_attr(not(target_arch = "x86_64"), path = "product/no_pairs.rs")]
 mod pairs;
+#[cfg(target_arch = "x86_64")]
+mod panels;
 mod scratch;
 #[cfg(target_arch = "x86_64")]
 mod setting;
@@ -411,8 +411,8 @@ impl Job<'_> {
     /// Whether it is one for tiles: of many rows of bf16, on a machine that has them.
     #[cfg(target_arch = "x86_64")]
     fn takes_tiles(&self) -> bool {
-        let few = dots::fits(&self.a, &self.b)
-            || (dots::fits(&self.b, &self.a) && self.tails.is_empty());
+        let few =
+            dots::fits(&self.a, &self.b) || (dots::fits(&self.b, &self.a) && self.tails.is_empty());
         Engine::best() == Engine::Amx && self.rounds && self.b.is_bf16() && !few
     }
 

@@ -186,7 +186,8 @@ fn forward(
     let (n, input) = dims2(OP, "the input", x)?;
     let out = w.dims().first().copied().unwrap_or_default();
     let x = Floats::of(OP, x)?;
-    let hidden = terms.iter().map(|t| t.hidden(x.elements(), [n, input])).collect::<Result<Vec<_>>>()?;
+    let hidden =
+        terms.iter().map(|t| t.hidden(x.elements(), [n, input])).collect::<Result<Vec<_>>>()?;
     let factors = terms.iter().map(|t| F32::of(OP, t.b.data())).collect::<Result<Vec<_>>>()?;
     let pairs = terms.iter().zip(&hidden).zip(&factors);
     let low_rank: Vec<_> = pairs

@@ -71,7 +71,8 @@ fn products_of_bf16_are_near_those_of_f32() {
                 };
                 let mut output = vec![0.0; dy.len()];
                 let rows = forward(of, &spans, &mut output);
-                let saved = Saved { output: Elements::F32(&output), rows: &rows, dy: Elements::F32(&dy) };
+                let saved =
+                    Saved { output: Elements::F32(&output), rows: &rows, dy: Elements::F32(&dy) };
                 let wanted = Wanted { q: true, k: true, v: true, bias: bias.is_some() };
                 let gradients = backward(of, &spans, saved, wanted);
                 [output, gradients.q, gradients.k, gradients.v, gradients.bias]

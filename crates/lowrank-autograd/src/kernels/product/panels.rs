@@ -163,7 +163,8 @@ fn set_half(lane: &mut u32, half: usize, v: bf16) {
 fn split(v: f32) -> [bf16; 2] {
     let nearest = bf16::from_f32(v);
     // The nearest one of a finite number may be infinite: then the one towards zero.
-    let high = if nearest.is_finite() { nearest } else { bf16::from_bits((v.to_bits() >> 16) as u16) };
+    let high =
+        if nearest.is_finite() { nearest } else { bf16::from_bits((v.to_bits() >> 16) as u16) };
     let low = if v.is_finite() { bf16::from_f32(v - high.to_f32()) } else { bf16::ZERO };
     [high, low]
 }

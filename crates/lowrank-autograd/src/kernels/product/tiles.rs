@@ -179,12 +179,7 @@ impl Piece<'_> {
 
     /// Multiplies strips of the right factor with panels of the left one.
     #[expect(unsafe_code, reason = "tile kernels take pointers")]
-    fn block(
-        &self,
-        [strips, next]: [Range<usize>; 2],
-        panels: Range<usize>,
-        left: &[u32],
-    ) {
+    fn block(&self, [strips, next]: [Range<usize>; 2], panels: Range<usize>, left: &[u32]) {
         let [_, steps] = self.steps();
         let right = self.pack_right(&strips);
         let mut sums = [Sums::new(), Sums::new()];
