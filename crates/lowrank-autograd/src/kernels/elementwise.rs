@@ -101,7 +101,11 @@ pub(crate) fn with_pieces_of<const N: usize, R>(
     })
 }
 
-fn piece<'p>(of: Elements<'p>, range: Range<usize>, room: &'p mut Vec<f32>) -> &'p [f32] {
+pub(crate) fn piece<'p>(
+    of: Elements<'p>,
+    range: Range<usize>,
+    room: &'p mut Vec<f32>,
+) -> &'p [f32] {
     vectorized! {
         fn widen[T: Element](to: &mut [f32], from: &[T]) {
             T::widen(from, 1.0, to);

@@ -150,6 +150,17 @@ impl<'a> Factor<'a> {
         }
     }
 
+    /// The number at this place of memory.
+    #[cfg(target_arch = "x86_64")]
+    fn number(&self, at: usize) -> f32 {
+        match self.elements {
+            Elements::F32(data) => data.get(at).copied(),
+            Elements::Bf16(data) => data.get(at).map(|v| v.to_f32()),
+            Elements::F16(data) => data.get(at).map(|v| v.to_f32()),
+        }
+        .unwrap_or_default()
+    }
+
     #[cfg(target_arch = "x86_64")]
     fn is_bf16(&self) -> bool {
         matches!(self.elements, Elements::Bf16(_))
@@ -284,11 +295,11 @@ fn by_weight(of: Linear<'_>, m: Matrix) -> Result<Computed> {
     let len = of.n * m.rows;
     with_job(of, m, |job| {
         #[cfg(target_arch = "x86_64")]
-        if of.narrow && job.takes_tiles() {
+        if of.narrow && job.planes() == Some(1) {
             let mut y = Vec::with_capacity(len);
             // SAFETY: the capacity holds every row, and the product writes every element.
             unsafe {
-                job.run_tiles(tiles::Out::Bf16(y.as_mut_ptr()), m.rows);
+                job.run_tiles(1, tiles::Out::Bf16(y.as_mut_ptr()), m.rows);
                 y.set_len(len);
             }
             return Computed::Bf16(y);
@@ -386,9 +397,9 @@ impl Job<'_> {
             unsafe { *to = if self.add { *to + value } else { value } };
         };
         #[cfg(target_arch = "x86_64")]
-        if self.takes_tiles() {
+        if let Some(planes) = self.planes() {
             // SAFETY: the caller's promise.
-            return unsafe { self.run_tiles(tiles::Out::F32(to), row_stride) };
+            return unsafe { self.run_tiles(planes, tiles::Out::F32(to), row_stride) };
         }
         if dots::fits(&self.a, &self.b) {
             return dots::dots(&self.a, &self.b, self.scale, self.parallel, |b, a, v| put(a, b, v));
@@ -408,12 +419,20 @@ impl Job<'_> {
         }
     }
 
-    /// Whether it is one for tiles: of many rows of bf16, on a machine that has them.
+    /// How many bf16 a factor's numbers are sums of, if this is a product for tiles: one where
+    /// factors may be rounded, and as many as an f32 takes where there is much to multiply.
     #[cfg(target_arch = "x86_64")]
-    fn takes_tiles(&self) -> bool {
+    fn planes(&self) -> Option<usize> {
         let few =
             dots::fits(&self.a, &self.b) || (dots::fits(&self.b, &self.a) && self.tails.is_empty());
-        Engine::best() == Engine::Amx && self.rounds && self.b.is_bf16() && !few
+        if Engine::best() != Engine::Amx || few {
+            return None;
+        }
+        let many = self.a.lines >= 16 && self.b.lines >= 16 && self.a.inner >= 32;
+        match self.rounds && self.b.is_bf16() {
+            true => Some(1),
+            false => many.then_some(amx::PLANES),
+        }
     }
 
     /// What is added to one element of the product: bias and tails.

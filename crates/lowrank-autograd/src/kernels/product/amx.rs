@@ -15,6 +15,9 @@ pub(crate) const ROWS: usize = 32;
 /// Steps of one multiplication of tiles: panels hold whole ones, filled up with zeros.
 pub(crate) const STEPS: usize = 16;
 
+/// Numbers of bf16 whose sum is an f32.
+pub(super) const PLANES: usize = 3;
+
 /// What `ldtilecfg` reads: eight tiles of 16 rows of 64 bytes.
 #[repr(C, align(64))]
 struct Configuration {
@@ -85,9 +88,9 @@ impl Drop for Tiles {
     }
 }
 
-/// Tiles of a step are loaded and multiplied: 32 × 32 × 32. The rows of a tile of either factor lie
+/// Tiles of a turn are loaded and multiplied: 32 × 32 × 32. The rows of a tile of either factor lie
 /// 64 bytes apart in the left panel and 128 in the right one.
-macro_rules! step {
+macro_rules! turn {
     () => {
         "tileloadd tmm4, [{a} + {w} * 1]
          tileloadd tmm6, [{b} + {w} * 2]
@@ -106,9 +109,63 @@ macro_rules! step {
     };
 }
 
-/// The loop, in which `$put` puts the rows of 32 sums in zmm0, zmm1 and zmm2, zmm3 at `{p}`.
+/// The same of numbers that are sums of three bf16 ([`PLANES`]): their tiles follow each other, and
+/// all products are made but those whose share is below the precision of f32.
+macro_rules! split_turn {
+    () => {
+        "tileloadd tmm4, [{a} + {w} * 1]
+         tileloadd tmm6, [{b} + {w} * 2]
+         tileloadd tmm7, [{b} + {w} * 2 + 64]
+         tdpbf16ps tmm0, tmm4, tmm6
+         tileloadd tmm5, [{a} + {w} * 1 + 1024]
+         tdpbf16ps tmm1, tmm4, tmm7
+         prefetcht1 [{f}]
+         prefetcht1 [{g}]
+         tdpbf16ps tmm2, tmm5, tmm6
+         tdpbf16ps tmm3, tmm5, tmm7
+         prefetcht1 [{f} + 64]
+         prefetcht1 [{g} + 64]
+         tileloadd tmm6, [{b} + {w} * 2 + 4096]
+         tileloadd tmm7, [{b} + {w} * 2 + 4160]
+         tdpbf16ps tmm0, tmm4, tmm6
+         tdpbf16ps tmm1, tmm4, tmm7
+         tdpbf16ps tmm2, tmm5, tmm6
+         tdpbf16ps tmm3, tmm5, tmm7
+         tileloadd tmm6, [{b} + {w} * 2 + 2048]
+         tileloadd tmm7, [{b} + {w} * 2 + 2112]
+         tdpbf16ps tmm0, tmm4, tmm6
+         tdpbf16ps tmm1, tmm4, tmm7
+         tdpbf16ps tmm2, tmm5, tmm6
+         tdpbf16ps tmm3, tmm5, tmm7
+         tileloadd tmm4, [{a} + {w} * 1 + 2048]
+         tileloadd tmm5, [{a} + {w} * 1 + 3072]
+         tdpbf16ps tmm0, tmm4, tmm6
+         tdpbf16ps tmm1, tmm4, tmm7
+         tdpbf16ps tmm2, tmm5, tmm6
+         tdpbf16ps tmm3, tmm5, tmm7
+         tileloadd tmm6, [{b} + {w} * 2]
+         tileloadd tmm7, [{b} + {w} * 2 + 64]
+         tdpbf16ps tmm0, tmm4, tmm6
+         tdpbf16ps tmm1, tmm4, tmm7
+         tdpbf16ps tmm2, tmm5, tmm6
+         tdpbf16ps tmm3, tmm5, tmm7
+         tileloadd tmm4, [{a} + {w} * 1 + 4096]
+         tileloadd tmm5, [{a} + {w} * 1 + 5120]
+         tdpbf16ps tmm0, tmm4, tmm6
+         tdpbf16ps tmm1, tmm4, tmm7
+         tdpbf16ps tmm2, tmm5, tmm6
+         tdpbf16ps tmm3, tmm5, tmm7
+         add {a}, 6144
+         add {b}, 6144
+         add {f}, {h}
+         add {g}, {h}"
+    };
+}
+
+/// The loop over turns, in which `$put` puts the rows of 32 sums in zmm0, zmm1 and zmm2, zmm3 at
+/// `{p}`.
 macro_rules! run {
-    ($plan:ident, $put:literal) => {
+    ($turn:ident, $plan:ident, $put:literal) => {
         asm!(
             "mov {s}, [{plan} + 16]",
             "test {s}, {s}",
@@ -141,7 +198,7 @@ macro_rules! run {
             "test {n}, {n}",
             "jz 5f",
             "4:",
-            step!(),
+            $turn!(),
             "vmovups zmm0, [{s}]",
             "vmovups zmm1, [{s} + 64]",
             "vmovups zmm2, [{s} + 128]",
@@ -156,7 +213,7 @@ macro_rules! run {
             "test {n}, {n}",
             "jz 7f",
             "6:",
-            step!(),
+            $turn!(),
             "dec {n}",
             "jnz 6b",
             "7:",
@@ -301,13 +358,14 @@ impl Plan {
         }
     }
 
-    /// Multiplies so many steps (whole tiles) of the panels; meanwhile what waits is put at `place`.
+    /// Multiplies so many steps (whole tiles) of the panels, which hold 1 plane or [`PLANES`];
+    /// meanwhile what waits is put at `place`, which is f32 where there are several planes.
     ///
     /// # Safety
     /// The panels hold the steps, sums are readable and writable where they stand, and what waits
     /// is as [`Place::put`] wants it; [`Tiles`] are configured on this thread.
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub(super) unsafe fn multiply(&mut self, steps: usize, place: Place) {
+    pub(super) unsafe fn multiply(&mut self, steps: usize, planes: usize, place: Place) {
         let turns = steps / STEPS;
         let busy = if self.waiting.is_null() { 0 } else { turns.min(ROWS / 2) };
         if !self.waiting.is_null() && 2 * busy < ROWS {
@@ -323,22 +381,31 @@ impl Plan {
         let plan = &raw const *self;
         // SAFETY: the caller's promise; a prefetch of any address is allowed.
         unsafe {
-            if place.narrow {
-                run!(
+            match (planes, place.narrow) {
+                (1, true) => run!(
+                    turn,
                     plan,
                     "vcvtne2ps2bf16 zmm0, zmm1, zmm0
                      vcvtne2ps2bf16 zmm2, zmm3, zmm2
                      vmovdqu64 [{p}], zmm0
                      vmovdqu64 [{p} + {r}], zmm2"
-                );
-            } else {
-                run!(
+                ),
+                (1, false) => run!(
+                    turn,
                     plan,
                     "vmovups [{p}], zmm0
                      vmovups [{p} + 64], zmm1
                      vmovups [{p} + {r}], zmm2
                      vmovups [{p} + {r} + 64], zmm3"
-                );
+                ),
+                _ => run!(
+                    split_turn,
+                    plan,
+                    "vmovups [{p}], zmm0
+                     vmovups [{p} + 64], zmm1
+                     vmovups [{p} + {r}], zmm2
+                     vmovups [{p} + {r} + 64], zmm3"
+                ),
             }
         }
     }
@@ -374,7 +441,7 @@ pub(super) unsafe fn multiply_panels(
             plan.sums_row = if whole { row_bytes } else { ROWS * size_of::<f32>() };
             // SAFETY: the caller's promise; a whole result has room, another has it at the edge.
             unsafe {
-                plan.multiply(steps, place);
+                plan.multiply(steps, 1, place);
                 if !whole {
                     place.put_edge(plan.sums, size, keep.then_some((at, row_bytes)));
                 }

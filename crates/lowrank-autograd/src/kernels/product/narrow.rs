@@ -158,3 +158,100 @@ fn load(from: &[f32], first: usize, scale: __m512) -> __m512 {
 fn mask(len: usize) -> u16 {
     if len < LANES { (1 << len) - 1 } else { u16::MAX }
 }
+
+/// 32 numbers as sums of three vectors of bf16, the largest part first. Finite numbers beyond the
+/// range of bf16 keep to it; one that isn't finite has parts that aren't.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn split([mut low, mut high]: [__m512; 2]) -> [__m512i; 3] {
+    // SAFETY: the bits of the largest bf16.
+    let most = _mm512_castsi512_ps(_mm512_set1_epi32(0x7f7f_0000));
+    let least = _mm512_sub_ps(_mm512_setzero_ps(), most);
+    let within = |v| _mm512_max_ps(least, _mm512_min_ps(most, v)); // a NaN stays
+    let mut parts = [_mm512_setzero_si512(); 3];
+    for i in 0..3 {
+        let rounded = match i {
+            0 => _mm512_cvtne2ps_pbh(within(high), within(low)),
+            _ => _mm512_cvtne2ps_pbh(high, low),
+        };
+        // SAFETY: vectors of the same size.
+        parts[i] = unsafe { std::mem::transmute::<__m512bh, __m512i>(rounded) };
+        low = _mm512_sub_ps(low, widened(_mm512_castsi512_si256(parts[i])));
+        high = _mm512_sub_ps(high, widened(_mm512_extracti64x4_epi64::<1>(parts[i])));
+    }
+    parts
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn widened(pairs: __m256i) -> __m512 {
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(pairs)))
+}
+
+/// The parts of [`split`] of the first `len` elements of lines: `to` holds, one 32 elements after
+/// another, each part's pairs of `HEIGHT` lines.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) fn split_lines<'a, const HEIGHT: usize>(
+    lines: impl Iterator<Item = &'a [f32]>,
+    len: usize,
+    scale: f32,
+    to: &mut [u32],
+) {
+    let scale = _mm512_set1_ps(scale);
+    let to = to.as_chunks_mut::<LANES>().0;
+    for (i, line) in lines.enumerate() {
+        let line = line.get(..len).unwrap_or_default();
+        for (tile, to) in to.chunks_exact_mut(3 * HEIGHT).enumerate() {
+            let at = tile * 2 * LANES;
+            let parts = split([load(line, at, scale), load(line, at + LANES, scale)]);
+            for (part, to) in parts.into_iter().zip(to.chunks_exact_mut(HEIGHT)) {
+                // SAFETY: the target is one vector.
+                unsafe { _mm512_storeu_si512(to[i].as_mut_ptr().cast(), part) };
+            }
+        }
+    }
+}
+
+/// The parts of [`split`] of the pairs of 32 lines, 16 steps after another: each part's, step after
+/// step.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) fn split_transposed<'a>(line: impl Fn(usize) -> &'a [f32], to: &mut [u32]) {
+    let scale = _mm512_set1_ps(1.0);
+    for half in [0, LANES] {
+        let mut lines = [&[][..]; LANES];
+        for i in 0..LANES {
+            lines[i] = line(half + i);
+        }
+        for (tile, to) in to.chunks_exact_mut(3 * 2 * LANES * LANES).enumerate() {
+            let at = tile * 2 * LANES;
+            let mut rows = [[_mm512_setzero_si512(); LANES]; 3];
+            for i in 0..LANES {
+                let parts = split([load(lines[i], at, scale), load(lines[i], at + LANES, scale)]);
+                for part in 0..3 {
+                    rows[part][i] = parts[part];
+                }
+            }
+            for (rows, to) in rows.into_iter().zip(to.chunks_exact_mut(2 * LANES * LANES)) {
+                // SAFETY: the target holds 16 steps of 32 lanes.
+                unsafe { transpose_rows(rows, to[half..].as_mut_ptr(), 2 * LANES, u16::MAX) };
+            }
+        }
+    }
+}
+
+/// The parts of [`split`] of two rows from their element `first` on, woven as [`round`] does: 32
+/// lanes of each part, so many lanes apart.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(super) fn split_woven([low, high]: [&[f32]; 2], first: usize, to: &mut [u32], apart: usize) {
+    let scale = _mm512_set1_ps(1.0);
+    for half in [0, LANES] {
+        let at = first + half;
+        let parts = split([load(low, at, scale), load(high, at, scale)]);
+        for (i, part) in parts.into_iter().enumerate() {
+            let pairs = _mm512_permutexvar_epi16(weaving::<0, LANES>(), part);
+            let to = &mut to[i * apart + half..][..LANES];
+            // SAFETY: the target is one vector.
+            unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs) };
+        }
+    }
+}

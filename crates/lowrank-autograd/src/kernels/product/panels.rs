@@ -5,8 +5,9 @@
 use half::bf16;
 
 use super::{
+    super::elementwise::piece,
     Factor,
-    amx::{ROWS, STEPS},
+    amx::{PLANES, ROWS, STEPS},
     element::{Element, Lines},
     engine::Engine,
     narrow,
@@ -97,19 +98,125 @@ pub(super) fn pack_right(
     }
 }
 
+/// [`pack_left`] of f32 as sums of three bf16: each tile in three planes.
+pub(super) fn split_left<T: Element>(
+    engine: Engine,
+    from: Lines<'_, T>,
+    strip: Strip,
+    out: &mut [u32],
+) {
+    let first = strip.first_line * from.line_stride + strip.first;
+    let stride = from.line_stride.max(strip.len).max(1);
+    if let (Elements::F32(data), 1) =
+        (T::elements(from.data.get(first..).unwrap_or_default()), from.step_stride)
+    {
+        let lines = data.chunks(stride).take(strip.lines);
+        // SAFETY: a machine with tiles of bf16 converts to bf16.
+        return unsafe { narrow::split_lines::<ROWS>(lines, strip.len, strip.scale, out) };
+    }
+    let rows = by_rows(engine, from, strip);
+    let rows = rows.chunks(strip.len.next_multiple_of(16).max(1)).take(strip.lines);
+    // SAFETY: as above.
+    unsafe { narrow::split_lines::<ROWS>(rows, strip.len, 1.0, out) };
+}
+
+/// A strip's lines in f32, scaled, one after another, each filled up to a multiple of 16.
+fn by_rows<T: Element>(engine: Engine, from: Lines<'_, T>, strip: Strip) -> Vec<f32> {
+    let len = strip.len.next_multiple_of(16);
+    let mut lanes = Scratch::take(len * ROWS);
+    let strip = Strip { width: ROWS, lanes: Lanes::F32, ..strip };
+    pack::pack(engine, from, strip, &mut lanes);
+    lanes[strip.len * ROWS..].fill(0);
+    let mut rows = vec![0_f32; ROWS * len];
+    for (step, lanes) in lanes.chunks_exact(ROWS * 16).enumerate() {
+        for half in [0, 16] {
+            let mut block = [[0; 16]; 16];
+            for (to, from) in block.iter_mut().zip(lanes.chunks_exact(ROWS)) {
+                to.copy_from_slice(&from[half..half + 16]);
+            }
+            let to = rows[half * len + step * 16..].as_mut_ptr().cast();
+            // SAFETY: the target has 16 rows of 16 elements from here on, and the machine AVX-512.
+            unsafe { transpose_avx512(&block, to, len, 16) };
+        }
+    }
+    rows
+}
+
+/// [`pack_right`] of any elements as sums of three bf16: 16 steps of each plane after another.
+pub(super) fn split_right(
+    from: &Factor<'_>,
+    [first_line, lines]: [usize; 2],
+    [first, len]: [usize; 2],
+    panels: &mut [&mut [u32]],
+) {
+    if from.line_stride == 1 && from.step_stride != 1 {
+        return split_across(from, [first_line, lines], [first, len], panels);
+    }
+    let mut room = Vec::new();
+    for (i, panel) in panels.iter_mut().enumerate() {
+        let lines = ROWS.min(lines - i * ROWS);
+        let start = |line: usize| (first_line + i * ROWS + line) * from.line_stride;
+        if let (Elements::F32(data), 1) = (from.elements, from.step_stride) {
+            let line = |line: usize| {
+                let start = start(line) + first;
+                data.get(start..start + len).filter(|_| line < lines).unwrap_or_default()
+            };
+            // SAFETY: a machine with tiles of bf16 converts to bf16.
+            unsafe { narrow::split_transposed(line, panel) };
+            continue;
+        }
+        room.clear();
+        for line in 0..lines {
+            let element = |k: usize| from.number(start(line) + (first + k) * from.step_stride);
+            room.extend((0..len).map(element));
+        }
+        let line = |line: usize| room.get(line * len..(line + 1) * len).unwrap_or_default();
+        // SAFETY: as above.
+        unsafe { narrow::split_transposed(line, panel) };
+    }
+}
+
+/// The same where steps lie contiguous over all lines.
+fn split_across(
+    from: &Factor<'_>,
+    [first_line, lines]: [usize; 2],
+    [first, len]: [usize; 2],
+    panels: &mut [&mut [u32]],
+) {
+    const PLANE: usize = STEPS * ROWS;
+    let mut rooms = [Vec::new(), Vec::new()];
+    for step in 0..len.div_ceil(2).next_multiple_of(STEPS) {
+        let mut k = 2 * step;
+        let rows = rooms.each_mut().map(|room| {
+            let start = (first + k) * from.step_stride + first_line;
+            let there = k < len;
+            k += 1;
+            if there { piece(from.elements, start..start + lines, room) } else { &[] }
+        });
+        let at = step / STEPS * PLANES * PLANE + step % STEPS * ROWS;
+        for (i, panel) in panels.iter_mut().enumerate() {
+            // SAFETY: a machine with tiles of bf16 converts to bf16.
+            unsafe { narrow::split_woven(rows, i * ROWS, &mut panel[at..], PLANE) };
+        }
+    }
+}
+
 /// What is added to a product beside the main factors, as steps of their own: the columns of f32
-/// matrices (adapters'), and a bias as a column that meets ones. Each column takes three places of
-/// bf16, high·high, low·high and high·low, whose sum is within 2⁻¹⁵ of the product of f32.
+/// matrices (adapters'), and a bias as a column that meets ones. Where the factors are bf16, each
+/// column takes three places, high·high, low·high and high·low, whose sum is within 2⁻¹⁵ of the
+/// product of f32; where they are sums of three bf16, so are these.
 pub(super) struct Extra<'a> {
     pub(super) tails: &'a [(Factor<'a>, Factor<'a>)],
     pub(super) bias: Option<&'a [f32]>,
+    pub(super) planes: usize,
 }
 
 impl Extra<'_> {
     /// Steps, in whole tiles.
     pub(super) fn steps(&self) -> usize {
         let columns: usize = self.tails.iter().map(|(left, _)| left.inner).sum();
-        let places = 3 * (columns + usize::from(self.bias.is_some()));
+        let columns = columns + usize::from(self.bias.is_some());
+        let places = if self.planes == 1 { 3 * columns } else { columns };
         places.div_ceil(2).next_multiple_of(STEPS)
     }
 
@@ -117,18 +224,17 @@ impl Extra<'_> {
     pub(super) fn pack_left(&self, first: usize, rows: usize, out: &mut [u32]) {
         out.fill(0);
         for row in 0..rows {
-            let mut put = |place: usize, v: bf16| {
-                let (tile, within) = (place / 32, place % 32);
-                set_half(&mut out[(tile * ROWS + row) * 16 + within / 2], within % 2, v);
-            };
             let columns = self.tails.iter().flat_map(|(left, _)| {
                 (0..left.inner).map(move |column| left.element(first + row, column))
             });
             for (i, v) in columns.chain(self.bias.map(|_| 1.0)).enumerate() {
-                let [high, low] = split(v);
-                put(3 * i, high);
-                put(3 * i + 1, low);
-                put(3 * i + 2, high);
+                self.put(
+                    i,
+                    v,
+                    [0, 1, 0],
+                    |tile, within| (tile * ROWS + row) * 16 + within / 2,
+                    out,
+                );
             }
         }
     }
@@ -137,34 +243,53 @@ impl Extra<'_> {
     pub(super) fn pack_right(&self, first: usize, columns: usize, out: &mut [u32]) {
         out.fill(0);
         for column in 0..columns {
-            let mut put = |place: usize, v: bf16| {
-                set_half(&mut out[place / 2 * ROWS + column], place % 2, v);
-            };
             let lines = self.tails.iter().flat_map(|(_, right)| {
                 (0..right.inner).map(move |i| right.element(first + column, i))
             });
             let bias = self.bias.and_then(|bias| bias.get(first + column)).copied();
             for (i, v) in lines.chain(bias).enumerate() {
-                let [high, low] = split(v);
-                put(3 * i, high);
-                put(3 * i + 1, high);
-                put(3 * i + 2, low);
+                self.put(
+                    i,
+                    v,
+                    [0, 0, 1],
+                    |tile, within| (tile * STEPS + within / 2) * ROWS + column,
+                    out,
+                );
             }
+        }
+    }
+
+    /// Puts the parts of column number `i`'s number: side by side, in this order, or in planes.
+    /// `lane` finds the lane of a place within a tile.
+    fn put(
+        &self,
+        i: usize,
+        v: f32,
+        order: [usize; 3],
+        lane: impl Fn(usize, usize) -> usize,
+        out: &mut [u32],
+    ) {
+        let parts = split(v);
+        for (n, part) in order.into_iter().enumerate() {
+            let (tile, within, part) = match self.planes {
+                1 => ((3 * i + n) / 32, (3 * i + n) % 32, parts[part]),
+                planes => (i / 32 * planes + n, i % 32, parts[n]),
+            };
+            out[lane(tile, within)] |= u32::from(part.to_bits()) << (16 * (within % 2));
         }
     }
 }
 
-/// The low or high half of a lane.
-fn set_half(lane: &mut u32, half: usize, v: bf16) {
-    *lane |= u32::from(v.to_bits()) << (16 * half);
-}
-
-/// A number as the sum of two bf16.
-fn split(v: f32) -> [bf16; 2] {
+/// A number as the sum of three bf16, the largest first.
+fn split(v: f32) -> [bf16; PLANES] {
     let nearest = bf16::from_f32(v);
     // The nearest one of a finite number may be infinite: then the one towards zero.
-    let high =
-        if nearest.is_finite() { nearest } else { bf16::from_bits((v.to_bits() >> 16) as u16) };
-    let low = if v.is_finite() { bf16::from_f32(v - high.to_f32()) } else { bf16::ZERO };
-    [high, low]
+    let high = if nearest.is_finite() || !v.is_finite() {
+        nearest
+    } else {
+        bf16::from_bits((v.to_bits() >> 16) as u16)
+    };
+    let rest = v - high.to_f32();
+    let middle = bf16::from_f32(rest);
+    [high, middle, bf16::from_f32(rest - middle.to_f32())]
 }

@@ -68,6 +68,21 @@ impl Setting {
         }
     }
 
+    /// Packs a part of the left factor as sums of three bf16.
+    pub(super) fn split_left(&self, from: &Factor<'_>, strip: Strip, out: &mut [u32]) {
+        match from.elements {
+            Elements::F32(data) => {
+                panels::split_left(self.engine, from.lines_of(data), strip, out);
+            }
+            Elements::Bf16(data) => {
+                panels::split_left(self.engine, from.lines_of(data), strip, out);
+            }
+            Elements::F16(data) => {
+                panels::split_left(self.engine, from.lines_of(data), strip, out);
+            }
+        }
+    }
+
     /// Packs all lines of `from` into panels side by side, which hold the steps from number `step`
     /// of a stretch on, `len` elements from `first`.
     pub(super) fn pack_across(

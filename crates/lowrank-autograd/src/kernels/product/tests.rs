@@ -126,8 +126,9 @@ fn run(job: Job<'_>, engine: Option<Engine>, to: &mut [f32], stride: usize) {
             None => job.run_into(to.as_mut_ptr(), stride),
             Some(Engine::Portable) => job.run_anywhere(to.as_mut_ptr(), stride),
             #[cfg(target_arch = "x86_64")]
-            Some(Engine::Amx) if job.b.is_bf16() => {
-                job.run_tiles(tiles::Out::F32(to.as_mut_ptr()), stride);
+            Some(Engine::Amx) => {
+                let planes = if job.b.is_bf16() { 1 } else { amx::PLANES };
+                job.run_tiles(planes, tiles::Out::F32(to.as_mut_ptr()), stride);
             }
             #[cfg(target_arch = "x86_64")]
             Some(engine) => job.run_packed(engine, to.as_mut_ptr(), stride),

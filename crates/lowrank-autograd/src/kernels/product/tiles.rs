@@ -7,11 +7,11 @@
 
 use std::ops::Range;
 
-use half::bf16;
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::{
-    Job, Shared,
+    Elements, Job, Shared,
     amx::{self, Place, Plan, ROWS, STEPS, Sums},
     engine::Engine,
     panels::{self, Extra},
@@ -19,11 +19,17 @@ use super::{
     setting::Setting,
 };
 
-/// Most elements of the inner dimension, and rows, that are multiplied at a time: 2 MB of bf16.
-const INNER: usize = 2048;
-const HEIGHT: usize = 512;
-/// Strips of a block.
-const STRIPS: usize = 6;
+/// Most elements of the inner dimension, and rows, that are multiplied at a time, and strips of a
+/// block: of bf16.
+const NARROW: Cut = Cut { inner: 2048, height: 512, strips: 6 };
+/// The same of f32, whose panels are three times as large, and whose products take longest.
+const SPLIT: Cut = Cut { inner: 384, height: 512, strips: 2 };
+
+struct Cut {
+    inner: usize,
+    height: usize,
+    strips: usize,
+}
 /// Multiplications below which tasks cost more than they bring.
 const SERIAL: usize = 1 << 17;
 
@@ -70,6 +76,10 @@ impl Rows<Shared> {
 struct Piece<'a> {
     of: &'a Job<'a>,
     setting: Setting,
+    /// How many bf16 a number is the sum of.
+    planes: usize,
+    /// Most strips of a block.
+    strips: usize,
     /// First row and number of rows.
     rows: [usize; 2],
     /// First and number of elements of the inner dimension.
@@ -90,13 +100,14 @@ impl Job<'_> {
     /// # Safety
     /// `to` is writable for all rows, which don't overlap, and the machine has AMX.
     #[expect(unsafe_code, reason = "the target is a pointer, since it may not be initialized yet")]
-    pub(super) unsafe fn run_tiles(&self, to: Out, stride: usize) {
+    pub(super) unsafe fn run_tiles(&self, planes: usize, to: Out, stride: usize) {
         let setting = Setting::of(Engine::Amx, true);
         let (m, n, k) = (self.a.lines, self.b.lines, self.a.inner);
-        let pieces = k.div_ceil(INNER).max(1);
+        let cut = if planes == 1 { NARROW } else { SPLIT };
+        let pieces = k.div_ceil(cut.inner).max(1);
         let len = k.div_ceil(pieces).next_multiple_of(2 * STEPS);
-        for row in (0..m).step_by(HEIGHT) {
-            let rows = HEIGHT.min(m - row);
+        for row in (0..m).step_by(cut.height) {
+            let rows = cut.height.min(m - row);
             // Rounded once, at the end.
             let mut sums = match to {
                 Out::Bf16(_) if pieces > 1 => Scratch::take(rows * n),
@@ -117,9 +128,11 @@ impl Job<'_> {
                 let piece = Piece {
                     of: self,
                     setting,
+                    planes,
+                    strips: cut.strips,
                     rows: [row, rows],
                     inner: [first, len.min(k - first)],
-                    extra: Extra { tails, bias: self.bias.filter(|_| is_last) },
+                    extra: Extra { tails, bias: self.bias.filter(|_| is_last), planes },
                     begin: (self.add || piece > 0).then_some(between),
                     to: Rows { at: to, stride },
                 };
@@ -140,15 +153,19 @@ impl Piece<'_> {
         let [main, steps] = self.steps();
         let [row, rows] = self.rows;
         let (panels, strips) = (rows.div_ceil(ROWS), self.of.b.lines.div_ceil(ROWS));
-        let mut left = Scratch::take(panels * ROWS * steps);
+        let mut left = Scratch::take(panels * ROWS * steps * self.planes);
         let pack = |(panel, out): (usize, &mut [u32])| {
             let first = panel * ROWS;
             let lines = ROWS.min(rows - first);
-            let (out, beside) = out.split_at_mut(main * ROWS);
-            self.setting.pack_left(&self.of.a, self.strip(row + first, lines), out);
+            let (out, beside) = out.split_at_mut(main * ROWS * self.planes);
+            let strip = self.strip(row + first, lines);
+            match self.planes {
+                1 => self.setting.pack_left(&self.of.a, strip, out),
+                _ => self.setting.split_left(&self.of.a, strip, out),
+            }
             self.extra.pack_left(row + first, lines, beside);
         };
-        let size = (ROWS * steps).max(1);
+        let size = (ROWS * steps * self.planes).max(1);
         let parallel = self.of.parallel && rows * self.of.b.lines * self.inner[1] > SERIAL;
         match parallel {
             true => left.par_chunks_mut(size).enumerate().for_each(pack),
@@ -156,7 +173,7 @@ impl Piece<'_> {
         }
         // How work is cut up makes no difference to any sum.
         let threads = if parallel { rayon::current_num_threads() } else { 1 };
-        let blocks = strips.div_ceil(STRIPS).next_multiple_of(threads).min(strips);
+        let blocks = strips.div_ceil(self.strips).next_multiple_of(threads).min(strips);
         let cuts = threads.div_ceil(blocks.max(1)).min(panels.max(1));
         let task = |index: usize| {
             let part = |i: usize, of: usize, all: usize| i * all / of..(i + 1) * all / of;
@@ -196,8 +213,8 @@ impl Piece<'_> {
                 let size = [self.rows[1] - row, self.of.b.lines - column].map(|len| len.min(ROWS));
                 let whole = size == [ROWS; 2];
                 let begin = self.begin.map(|begin| begin.place(row, column));
-                plan.left = left[row * steps..].as_ptr();
-                plan.right = right[j * panel_len(steps)..].as_ptr();
+                plan.left = left[row * steps * self.planes..].as_ptr();
+                plan.right = right[j * self.panel_len()..].as_ptr();
                 let start = begin.filter(|_| whole);
                 (plan.start, plan.start_row) = start.unwrap_or((std::ptr::null(), 0));
                 plan.sums = sums[number % 2]; // the other one waits
@@ -205,7 +222,7 @@ impl Piece<'_> {
                 // SAFETY: the panels hold `steps` steps, whole results are read and put where the
                 // target has room, and this thread's tiles are configured.
                 unsafe {
-                    plan.multiply(steps, before);
+                    plan.multiply(steps, self.planes, before);
                     match whole {
                         true => plan.waiting = plan.sums,
                         false => {
@@ -232,19 +249,22 @@ impl Piece<'_> {
 
     fn pack_right(&self, strips: &Range<usize>) -> Scratch {
         let [main, steps] = self.steps();
-        let mut right = Scratch::take(strips.len() * panel_len(steps));
+        let mut right = Scratch::take(strips.len() * self.panel_len());
         let first = strips.start * ROWS;
         let lines = (self.of.b.lines - first).min(strips.len() * ROWS);
         let mut beside = Vec::with_capacity(strips.len());
-        let panels = right.chunks_exact_mut(panel_len(steps).max(1));
+        let panels = right.chunks_exact_mut(self.panel_len());
         let mut panels: Vec<&mut [u32]> = panels
             .map(|panel| {
-                let (own, rest) = panel.split_at_mut(main * ROWS);
-                beside.push(&mut rest[..(steps - main) * ROWS]);
+                let (own, rest) = panel.split_at_mut(main * ROWS * self.planes);
+                beside.push(&mut rest[..(steps - main) * ROWS * self.planes]);
                 own
             })
             .collect();
-        panels::pack_right(&self.of.b, [first, lines], self.inner, &mut panels);
+        match self.planes {
+            1 => panels::pack_right(&self.of.b, [first, lines], self.inner, &mut panels),
+            _ => panels::split_right(&self.of.b, [first, lines], self.inner, &mut panels),
+        }
         for (i, out) in beside.into_iter().enumerate() {
             let columns = ROWS.min(lines - i * ROWS);
             self.extra.pack_right(first + i * ROWS, columns, out);
@@ -252,23 +272,34 @@ impl Piece<'_> {
         right
     }
 
+    /// Lanes from one panel of the right factor to the next: not a multiple of a page, so that the
+    /// same steps of all don't want the same lines of a cache.
+    fn panel_len(&self) -> usize {
+        let [_, steps] = self.steps();
+        steps * ROWS * self.planes + 32
+    }
+
     /// What the tile of this number asks for of the strips that come next.
     fn fetch(&self, strips: &Range<usize>, number: usize, plan: &mut Plan) {
         plan.fetch = [std::ptr::null(); 2];
         let b = &self.of.b;
-        let super::Elements::Bf16(data) = b.elements else { return };
+        let (data, size) = match b.elements {
+            Elements::F32(data) => (data.as_ptr().cast::<u8>(), size_of::<f32>()),
+            Elements::Bf16(data) => (data.as_ptr().cast(), size_of::<bf16>()),
+            Elements::F16(data) => (data.as_ptr().cast(), size_of::<f16>()),
+        };
         let [first, len] = self.inner;
         let at = |line: usize, element: usize| {
             let offset = line * b.line_stride + (first + element) * b.step_stride;
-            data.as_ptr().wrapping_add(offset).cast::<u8>()
+            data.wrapping_add(offset * size)
         };
         if b.step_stride == 1 {
-            // Two lines, in as many turns as they have cache lines.
+            // Two lines: what a turn multiplies of them lies side by side.
             let line = 2 * number;
             if line < strips.len() * ROWS {
                 let line = strips.start * ROWS + line;
                 plan.fetch = [at(line, 0), at(line + 1, 0)];
-                plan.fetch_step = 64;
+                plan.fetch_step = 2 * STEPS * size;
             }
             return;
         }
@@ -279,13 +310,7 @@ impl Piece<'_> {
         if element < len && !strips.is_empty() {
             let line = (strips.start + strip) * ROWS;
             plan.fetch = [at(line, element), at(line, element + turns)];
-            plan.fetch_step = 2 * b.step_stride;
+            plan.fetch_step = size * b.step_stride;
         }
     }
-}
-
-/// Lanes from one panel of the right factor to the next: not a multiple of a page, so that the same
-/// steps of all don't want the same lines of a cache.
-fn panel_len(steps: usize) -> usize {
-    steps * ROWS + 32
 }
