@@ -46,7 +46,7 @@ fn look_for_tasks(over: &AtomicBool) {
         looks = if rayon::yield_now() == Some(Yield::Executed) { 0 } else { looks + 1 };
         match looks {
             0 => {}
-            ..EAGER => (0..PAUSE).for_each(|_| std::hint::spin_loop()),
+            1..EAGER => (0..PAUSE).for_each(|_| std::hint::spin_loop()),
             _ => std::thread::yield_now(),
         }
     }

@@ -121,10 +121,10 @@ vectorized! {
 
 /// A new buffer in parts of these lengths, each filled by a task of its own, and what the tasks
 /// return. `fill` is given the number of each part, and the part, which is zero.
-pub(crate) fn filled_parts<R: Send>(
+pub(crate) fn filled_parts<T: Copy + Default + Send, R: Send>(
     lens: &[usize],
-    fill: impl Fn(usize, &mut [f32]) -> R + Sync,
-) -> (Vec<f32>, Vec<R>) {
+    fill: impl Fn(usize, &mut [T]) -> R + Sync,
+) -> (Vec<T>, Vec<R>) {
     let len = lens.iter().sum();
     let mut buffer = Vec::with_capacity(len);
     let mut rest = &mut buffer.spare_capacity_mut()[..len];

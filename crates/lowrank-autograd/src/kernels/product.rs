@@ -2,7 +2,12 @@
 //! over packed panels (`blocked`), by inner products with few rows (`dots`), or through the
 //! `gemm` crate where this file has no kernels for the machine (`fallback`).
 
-use super::{Computed, elementwise::widened};
+use half::bf16;
+
+use super::{
+    Computed,
+    elementwise::{narrow, widened},
+};
 use crate::{
     Result, Weight,
     weight::{Elements, Matrix},
@@ -265,28 +270,53 @@ pub(crate) fn linear_input_gradient(of: Linear<'_>) -> Result<Computed> {
     by_weight(of, of.weight.matrix("linear")?.transposed())
 }
 
-/// [`linear`] of f32 into memory of `n` rows.
-pub(crate) fn linear_into(
-    to: &mut [f32],
-    x: &[f32],
-    n: usize,
-    w: &Weight,
-    terms: &[Term<'_>],
-) -> Result<()> {
-    let of = Linear { x: Elements::F32(x), n, weight: w, bias: None, terms, narrow: false };
-    with_job(of, w.matrix("linear")?, |job| job.run_over(to))
+/// [`linear`] into memory of `n` rows, of the type that decides about rounding.
+pub(crate) fn linear_into<T: Room>(to: &mut [T], of: Linear<'_>) -> Result<()> {
+    with_job(of, of.weight.matrix("linear")?, |job| T::receive(to, job))
 }
 
-/// [`linear_input_gradient`] of f32 into memory of `n` rows.
-pub(crate) fn linear_input_gradient_into(
-    to: &mut [f32],
-    dy: &[f32],
-    n: usize,
-    w: &Weight,
-    terms: &[Term<'_>],
-) -> Result<()> {
-    let of = Linear { x: Elements::F32(dy), n, weight: w, bias: None, terms, narrow: false };
-    with_job(of, w.matrix("linear")?.transposed(), |job| job.run_over(to))
+/// [`linear_input_gradient`] as [`linear_into`].
+pub(crate) fn linear_input_gradient_into<T: Room>(to: &mut [T], of: Linear<'_>) -> Result<()> {
+    with_job(of, of.weight.matrix("linear")?.transposed(), |job| T::receive(to, job))
+}
+
+/// An element of a product's result.
+pub(crate) trait Room: Copy + Default + Send {
+    /// Writes a product over all of `to`.
+    fn receive(to: &mut [Self], job: &Job<'_>);
+    /// New elements as what they are.
+    fn computed(elements: Vec<Self>) -> Computed;
+}
+
+impl Room for f32 {
+    fn receive(to: &mut [Self], job: &Job<'_>) {
+        job.run_over(to);
+    }
+
+    fn computed(elements: Vec<Self>) -> Computed {
+        Computed::F32(elements)
+    }
+}
+
+impl Room for bf16 {
+    fn receive(to: &mut [Self], job: &Job<'_>) {
+        #[cfg(target_arch = "x86_64")]
+        if job.planes() == Some(1) {
+            assert_eq!(to.len(), job.a.lines * job.b.lines, "the block holds the product");
+            #[expect(unsafe_code, reason = "products take the target as a pointer")]
+            // SAFETY: the assertion above makes room for every row.
+            return unsafe {
+                job.run_tiles(1, tiles::Out::Bf16(to.as_mut_ptr()), job.b.lines);
+            };
+        }
+        let mut wide = vec![0.0; to.len()];
+        job.run_over(&mut wide);
+        narrow(to, &wide);
+    }
+
+    fn computed(elements: Vec<Self>) -> Computed {
+        Computed::Bf16(elements)
+    }
 }
 
 /// `x·Mᵀ` with `m` reading the weight's memory.
@@ -339,7 +369,7 @@ fn with_job<R>(of: Linear<'_>, m: Matrix, run: impl FnOnce(&Job<'_>) -> R) -> Re
 
 /// `to = [to +] scale·a·bᵀ + bias + Σ tails`, all factors by lines of their inner dimension.
 #[derive(Clone, Copy)]
-struct Job<'a> {
+pub(crate) struct Job<'a> {
     a: Factor<'a>,
     b: Factor<'a>,
     scale: f32,

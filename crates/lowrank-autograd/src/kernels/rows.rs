@@ -3,10 +3,12 @@
 use std::ops::Range;
 
 use super::{
+    Computed,
     buffer::{filled, piece_rows},
     elementwise::lanes_sums,
     simd::vectorized,
 };
+use crate::weight::Elements;
 
 /// `n` new rows of `d` elements; `write(i, row)` writes one, which is zero before.
 pub(crate) fn gather(n: usize, d: usize, write: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
@@ -15,6 +17,22 @@ pub(crate) fn gather(n: usize, d: usize, write: impl Fn(usize, &mut [f32]) + Syn
             write(start / d + i, row);
         }
     })
+}
+
+/// Rows `rows` of `from`, of `d` elements each.
+pub(crate) fn select(from: Elements<'_>, rows: &[usize], d: usize) -> Computed {
+    fn copy<T: Copy + Default + Send + Sync>(from: &[T], rows: &[usize], d: usize) -> Vec<T> {
+        filled(rows.len() * d, piece_rows(d) * d, |start, to| {
+            let rows = &rows[start / d.max(1)..];
+            for (to, row) in to.chunks_exact_mut(d).zip(rows) {
+                to.copy_from_slice(&from[row * d..][..d]);
+            }
+        })
+    }
+    match from {
+        Elements::Bf16(from) => Computed::Bf16(copy(from, rows, d)),
+        from => Computed::F32(copy(&from.wide(), rows, d)),
+    }
 }
 
 /// `n` rows of `d` elements: row `j` is the sum of those rows of `from` whose `to` is `j`, in

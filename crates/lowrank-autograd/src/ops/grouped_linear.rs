@@ -9,18 +9,20 @@
 use std::{ops::Range, sync::Arc};
 
 use candle_core::{DType, Tensor};
+use half::bf16;
 
 use crate::{
     Error, Result, Value, Weight, composed,
     kept::Kept,
     kernels::{
-        F32,
+        Computed, F32, Floats,
         buffer::filled_parts,
         check_dims, dims2,
-        product::{self, Target, Term, View, product_parallel},
+        product::{self, Linear, Room, Target, Term, View, product_parallel},
         tensor,
     },
     profile,
+    weight::Elements,
 };
 
 const OP: &str = "grouped_linear";
@@ -100,14 +102,21 @@ pub fn grouped_linear(
     };
     let terms = terms.into_iter().map(contiguous).collect::<Result<Vec<_>>>()?;
     let x_data = x.data().contiguous()?;
-    let elements = F32::of(OP, &x_data)?;
+    let elements = Floats::of(OP, &x_data)?;
+    let elements = elements.elements();
     let kept: Vec<SavedTerm> = terms.iter().map(SavedTerm::of).collect();
-    let (y, hidden) = forward(&elements, &weight, &layout, &factors(&kept, &layout)?)?;
     let half = weight.dtype() == DType::BF16;
+    let (y, hidden) = {
+        let factors = factors(&kept, &layout)?;
+        match half {
+            true => forward::<bf16>(elements, &weight, &layout, &factors)?,
+            false => forward::<f32>(elements, &weight, &layout, &factors)?,
+        }
+    };
     let mut parents = vec![x];
     parents.extend(trained);
     parents.extend(terms.iter().flat_map(|t| [&t.a, &t.b]));
-    let y = tensor(y, &[layout.rows(), part.len()])?;
+    let y = y.tensor(&[layout.rows(), part.len()])?;
     let y = Value::record_many(OP, y, &parents, |_| {
         let need_matrix = trained.map(Value::needs_gradient);
         let reads_x = need_matrix == Some(true) || kept.iter().any(|t| t.need_a);
@@ -115,6 +124,7 @@ pub fn grouped_linear(
             x: reads_x.then(|| Kept::of(x, &x_data)),
             hidden: kept.iter().any(|t| t.need_b).then_some(hidden),
             need_x: x.needs_gradient(),
+            narrow: x.is_narrow(),
             terms: kept,
             weight,
             layout,
@@ -236,27 +246,28 @@ fn times(scale: f32, left: View<'_>, right: View<'_>, [m, n]: [usize; 2]) -> Vec
 /// What each expert that has rows keeps of each term: `h`.
 type Hidden = Vec<Vec<Vec<f32>>>;
 
-fn forward(
-    x: &[f32],
+fn forward<T: Room>(
+    x: Elements<'_>,
     stack: &Weight,
     layout: &Layout,
     factors: &[Factor<'_>],
-) -> Result<(Vec<f32>, Hidden)> {
+) -> Result<(Computed, Hidden)> {
     let (input, out) = (layout.input, layout.part.len());
     let used = layout.used();
-    let (y, hidden) = filled_parts(&lens(&used, out), |at, y| {
+    let (y, hidden) = filled_parts(&lens(&used, out), |at, y: &mut [T]| {
         let (expert, rows) = &used[at];
-        let (n, x) = (rows.len(), &x[rows.start * input..rows.end * input]);
-        let view = View::new(x, n, input);
+        let (n, x) = (rows.len(), x.slice(rows.start * input..rows.end * input));
+        let view = View::over(x, n, input);
         let hidden: Vec<Vec<f32>> =
             (factors.iter()).map(|t| times(t.scale, view, t.a_of(*expert).t(), [n, t.r])).collect();
         let terms: Vec<Term<'_>> = (factors.iter().zip(&hidden))
             .map(|(t, h)| Term { left: View::new(h, n, t.r), right: t.b_of(*expert, out).t() })
             .collect();
-        product::linear_into(y, x, n, &layout.matrix(stack, *expert)?, &terms)?;
+        let (weight, terms) = (&layout.matrix(stack, *expert)?, &*terms);
+        product::linear_into(y, Linear { x, n, weight, bias: None, terms, narrow: false })?;
         Ok(hidden)
     });
-    Ok((y, hidden.into_iter().collect::<Result<_>>()?))
+    Ok((T::computed(y), hidden.into_iter().collect::<Result<_>>()?))
 }
 
 /// Elements of each expert's rows, of `width` each.
@@ -273,6 +284,8 @@ struct Saved {
     weight: Weight,
     layout: Layout,
     need_x: bool,
+    /// Whether the input's gradient is rounded to bf16, as it is.
+    narrow: bool,
     need_matrix: Option<bool>,
 }
 
@@ -290,19 +303,15 @@ impl Saved {
     fn gradients(&self, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let layout = &self.layout;
         let (n, input) = (layout.rows(), layout.input);
-        let dy = F32::of(OP, dy)?;
-        let x = self.x.as_ref().map(Kept::tensor).transpose()?;
-        let x = x.as_ref().map(|x| F32::of(OP, x)).transpose()?;
-        let (used, factors) = (layout.used(), factors(&self.terms, layout)?);
-        let width = if self.need_x { input } else { 0 };
-        let (dx, found) = filled_parts(&lens(&used, width), |at, dx| {
-            let ((expert, rows), dx) = (&used[at], self.need_x.then_some(dx));
-            let dy = &dy[rows.start * layout.part.len()..rows.end * layout.part.len()];
-            let x = x.as_ref().map(|x| &x[rows.start * input..rows.end * input]);
-            self.of_expert(*expert, at, dy, x, dx, &factors)
-        });
-        let found: Vec<Found> = found.into_iter().collect::<Result<_>>()?;
-        let dx = self.need_x.then(|| tensor(dx, &[n, input])).transpose()?;
+        let dy = Floats::of(OP, dy)?;
+        let x = self.x.as_ref().map(|x| x.read(OP)).transpose()?;
+        let x = x.as_ref().map(Floats::elements);
+        let factors = factors(&self.terms, layout)?;
+        let (dx, found) = match self.narrow {
+            true => self.by_expert::<bf16>(dy.elements(), x, &factors)?,
+            false => self.by_expert::<f32>(dy.elements(), x, &factors)?,
+        };
+        let dx = self.need_x.then(|| dx.tensor(&[n, input])).transpose()?;
         let mut all = vec![dx];
         if let Some(needed) = self.need_matrix {
             all.push(needed.then(|| self.matrix_gradient(&found)).transpose()?);
@@ -315,19 +324,38 @@ impl Saved {
         Ok(all)
     }
 
+    /// The gradient of the input, if it is needed, and what each of the experts that have rows finds.
+    fn by_expert<T: Room>(
+        &self,
+        dy: Elements<'_>,
+        x: Option<Elements<'_>>,
+        factors: &[Factor<'_>],
+    ) -> Result<(Computed, Vec<Found>)> {
+        let (input, out) = (self.layout.input, self.layout.part.len());
+        let used = self.layout.used();
+        let width = if self.need_x { input } else { 0 };
+        let (dx, found) = filled_parts(&lens(&used, width), |at, dx: &mut [T]| {
+            let ((expert, rows), dx) = (&used[at], self.need_x.then_some(dx));
+            let dy = dy.slice(rows.start * out..rows.end * out);
+            let x = x.map(|x| x.slice(rows.start * input..rows.end * input));
+            self.of_expert(*expert, at, dy, x, dx, factors)
+        });
+        Ok((T::computed(dx), found.into_iter().collect::<Result<_>>()?))
+    }
+
     /// What the `at`-th of the experts that have rows finds.
-    fn of_expert(
+    fn of_expert<T: Room>(
         &self,
         expert: usize,
         at: usize,
-        dy: &[f32],
-        x: Option<&[f32]>,
-        dx: Option<&mut [f32]>,
+        dy: Elements<'_>,
+        x: Option<Elements<'_>>,
+        dx: Option<&mut [T]>,
         factors: &[Factor<'_>],
     ) -> Result<Found> {
         let (input, out) = (self.layout.input, self.layout.part.len());
         let n = self.layout.groups.get(expert).map_or(0, Range::len);
-        let (dy_view, x) = (View::new(dy, n, out), x.map(|x| View::new(x, n, input)));
+        let (dy_view, x) = (View::over(dy, n, out), x.map(|x| View::over(x, n, input)));
         let dh: Vec<Vec<f32>> = (factors.iter().zip(&self.terms))
             .map(|(factor, term)| match dx.is_some() || term.need_a {
                 true => times(factor.scale, dy_view, factor.b_of(expert, out).t(), [n, factor.r]),
@@ -338,8 +366,9 @@ impl Saved {
             let terms: Vec<Term<'_>> = (factors.iter().zip(&dh))
                 .map(|(t, dh)| Term { left: View::new(dh, n, t.r), right: t.a_of(expert).t() })
                 .collect();
-            let matrix = self.layout.matrix(&self.weight, expert)?;
-            product::linear_input_gradient_into(dx, dy, n, &matrix, &terms)?;
+            let (weight, terms) = (&self.layout.matrix(&self.weight, expert)?, &*terms);
+            let of = Linear { x: dy, n, weight, bias: None, terms, narrow: false };
+            product::linear_input_gradient_into(dx, of)?;
         }
         let matrix = x.filter(|_| self.need_matrix == Some(true));
         let matrix = matrix.map(|x| times(1.0, dy_view.t(), x, [out, input]));

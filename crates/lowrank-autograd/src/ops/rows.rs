@@ -2,11 +2,11 @@
 
 use std::{ops::Range, sync::Arc};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::{
     Error, Result, Value, composed,
-    kernels::{F32, check_dims, dims2, rows as kernel, tensor},
+    kernels::{F32, Floats, check_dims, dims2, rows as kernel, tensor},
     profile,
 };
 
@@ -25,11 +25,7 @@ pub fn select_rows(x: &Value, rows: &Arc<[usize]>) -> Result<Value> {
         return composed::select_rows(x, rows, &device);
     }
     let data = x.data().contiguous()?;
-    let y = {
-        let from = F32::of(OP, &data)?;
-        let copy = |i: usize, to: &mut [f32]| to.copy_from_slice(&from[rows[i] * d..][..d]);
-        tensor(kernel::gather(rows.len(), d, copy), &[rows.len(), d])?
-    };
+    let y = kernel::select(Floats::of(OP, &data)?.elements(), rows, d).tensor(&[rows.len(), d])?;
     let rows = Arc::clone(rows);
     Ok(Value::record(OP, y, [x], |_| {
         move |dy: Tensor| {
@@ -55,7 +51,10 @@ pub fn concat_rows(parts: &[&Value]) -> Result<Value> {
         lengths.push(rows);
     }
     let device = composed::device(parts.iter().map(|part| part.data())).unwrap_or(Device::Cpu);
-    let data = parts.iter().map(|part| Ok(part.data().to_device(&device)?));
+    // Of one dtype: bf16 only where all of them are.
+    let narrow = parts.iter().all(|part| part.is_narrow());
+    let dtype = if narrow { DType::BF16 } else { DType::F32 };
+    let data = parts.iter().map(|part| Ok(part.data().to_device(&device)?.to_dtype(dtype)?));
     let data: Vec<Tensor> = data.collect::<Result<_>>()?;
     let y = Tensor::cat(&data, 0)?;
     Ok(Value::record_many(OP, y, parts, |_| {

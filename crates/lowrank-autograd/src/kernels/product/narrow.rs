@@ -65,9 +65,7 @@ pub(super) fn copy_lines<'a, const HEIGHT: usize>(
 pub(super) fn transpose_lines<'a>(line: impl Fn(usize) -> &'a [bf16], to: &mut [u32]) {
     for half in [0, LANES] {
         let mut lines = [&[][..]; LANES];
-        for i in 0..LANES {
-            lines[i] = line(half + i);
-        }
+        lines.iter_mut().enumerate().for_each(|(i, to)| *to = line(half + i));
         for (part, to) in to.chunks_exact_mut(2 * LANES * LANES).enumerate() {
             let mut rows = [_mm512_setzero_si512(); LANES];
             for i in 0..LANES {
@@ -164,20 +162,18 @@ fn mask(len: usize) -> u16 {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn split([mut low, mut high]: [__m512; 2]) -> [__m512i; 3] {
-    // SAFETY: the bits of the largest bf16.
+    // The bits of the largest bf16.
     let most = _mm512_castsi512_ps(_mm512_set1_epi32(0x7f7f_0000));
     let least = _mm512_sub_ps(_mm512_setzero_ps(), most);
     let within = |v| _mm512_max_ps(least, _mm512_min_ps(most, v)); // a NaN stays
     let mut parts = [_mm512_setzero_si512(); 3];
-    for i in 0..3 {
-        let rounded = match i {
-            0 => _mm512_cvtne2ps_pbh(within(high), within(low)),
-            _ => _mm512_cvtne2ps_pbh(high, low),
-        };
+    let mut rounded = _mm512_cvtne2ps_pbh(within(high), within(low));
+    for part in &mut parts {
         // SAFETY: vectors of the same size.
-        parts[i] = unsafe { std::mem::transmute::<__m512bh, __m512i>(rounded) };
-        low = _mm512_sub_ps(low, widened(_mm512_castsi512_si256(parts[i])));
-        high = _mm512_sub_ps(high, widened(_mm512_extracti64x4_epi64::<1>(parts[i])));
+        *part = unsafe { std::mem::transmute::<__m512bh, __m512i>(rounded) };
+        low = _mm512_sub_ps(low, widened(_mm512_castsi512_si256(*part)));
+        high = _mm512_sub_ps(high, widened(_mm512_extracti64x4_epi64::<1>(*part)));
+        rounded = _mm512_cvtne2ps_pbh(high, low);
     }
     parts
 }
@@ -219,9 +215,7 @@ pub(super) fn split_transposed<'a>(line: impl Fn(usize) -> &'a [f32], to: &mut [
     let scale = _mm512_set1_ps(1.0);
     for half in [0, LANES] {
         let mut lines = [&[][..]; LANES];
-        for i in 0..LANES {
-            lines[i] = line(half + i);
-        }
+        lines.iter_mut().enumerate().for_each(|(i, to)| *to = line(half + i));
         for (tile, to) in to.chunks_exact_mut(3 * 2 * LANES * LANES).enumerate() {
             let at = tile * 2 * LANES;
             let mut rows = [[_mm512_setzero_si512(); LANES]; 3];
