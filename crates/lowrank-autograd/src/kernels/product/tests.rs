@@ -206,3 +206,78 @@ fn nothing_to_multiply_leaves_zeros_or_the_bias() {
     case(0, 5, 3, 0).check(None, 0, 0, 0);
     case(5, 0, 3, 0).check(None, 0, 0, 0);
 }
+
+/// `a·bᵀ` by an engine, for `a` `[m, k]` and `b` `[n, k]`.
+fn plain(engine: Engine, a: &[f32], b: &[f32], [m, n, k]: [usize; 3]) -> Vec<f32> {
+    let factor = |data, lines| View::new(data, lines, k).by_rows();
+    let job = Job {
+        a: factor(a, m),
+        b: factor(b, n),
+        scale: 1.0,
+        add: false,
+        bias: None,
+        tails: &[],
+        rounds: false,
+        parallel: true,
+    };
+    let mut to = vec![0.0; m * n];
+    run(job, Some(engine), &mut to, n);
+    to
+}
+
+#[test]
+fn products_of_f32_are_about_as_exact_on_every_engine() {
+    let size @ [m, n, k] = [45, 67, 1500];
+    let (a, b) = (numbers(1, m * k), numbers(2, n * k));
+    let exact = |row: usize, column: usize| -> f64 {
+        (0..k).map(|i| f64::from(a[row * k + i]) * f64::from(b[column * k + i])).sum()
+    };
+    let error = |engine| -> f64 {
+        let squares = plain(engine, &a, &b, size).into_iter().enumerate();
+        squares.map(|(i, v)| (f64::from(v) - exact(i / n, i % n)).powi(2)).sum::<f64>().sqrt()
+    };
+    let expected = error(Engine::Portable);
+    for engine in Engine::all() {
+        let found = error(engine);
+        assert!(found < 2.0 * expected, "{engine:?}: {found}, portable {expected}");
+    }
+}
+
+#[test]
+fn factors_of_every_size_are_multiplied() {
+    let size @ [m, n, k] = [40, 33, 64];
+    // Powers of two from 2⁻¹⁰⁰ to 2¹⁰⁰, so that products stay finite and normal.
+    let spread = |seed, len| -> Vec<f32> {
+        let sizes = Key::new(seed).at("sizes");
+        let grow =
+            |(i, v): (usize, f32)| v * 2_f32.powi((sizes.uniform(i as u64) * 200.0) as i32 - 100);
+        numbers(seed, len).into_iter().enumerate().map(grow).collect()
+    };
+    let (a, mut b) = (spread(1, m * k), numbers(2, n * k));
+    b[5] = f32::MAX; // beyond the largest bf16
+    let mut least = a.clone();
+    least[5] = 0.25;
+    for engine in Engine::all() {
+        for a in [&a, &least] {
+            let found = plain(engine, a, &b, size);
+            for (i, v) in found.iter().enumerate() {
+                let terms =
+                    (0..k).map(|j| f64::from(a[i / n * k + j]) * f64::from(b[i % n * k + j]));
+                let (want, size) =
+                    terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
+                if size < f64::from(f32::MAX) {
+                    assert!(
+                        (f64::from(*v) - want).abs() <= 1e-5 * size,
+                        "{engine:?} {i}: {v}, not {want}"
+                    );
+                }
+            }
+        }
+        let mut infinite = a.clone();
+        infinite[7] = f32::INFINITY;
+        assert!(
+            plain(engine, &infinite, &b, size)[1..n].iter().all(|v| !v.is_finite()),
+            "{engine:?}"
+        );
+    }
+}
