@@ -156,7 +156,6 @@ impl<'a> Factor<'a> {
     }
 
     /// The number at this place of memory.
-    #[cfg(target_arch = "x86_64")]
     fn number(&self, at: usize) -> f32 {
         match self.elements {
             Elements::F32(data) => data.get(at).copied(),
@@ -347,9 +346,9 @@ fn by_weight(of: Linear<'_>, m: Matrix) -> Result<Computed> {
 /// Calls `run` with the product of `x` `[n, in]` and the matrix that `m` reads in the weight.
 fn with_job<R>(of: Linear<'_>, m: Matrix, run: impl FnOnce(&Job<'_>) -> R) -> Result<R> {
     let Linear { n, bias, terms, .. } = of;
-    // Only packing reads bf16 on this side.
+    // Inner products read f32 alone on this side.
     let wide = match of.x {
-        Elements::Bf16(x) if n <= dots::FEW || Engine::best() == Engine::Portable => widened(x),
+        Elements::Bf16(x) if n <= dots::FEW => widened(x),
         _ => Vec::new(),
     };
     let x = if wide.is_empty() { of.x } else { Elements::F32(&wide) };

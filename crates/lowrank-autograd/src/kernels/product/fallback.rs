@@ -20,20 +20,29 @@ impl Job<'_> {
             false => gemm::Parallelism::None,
         };
         let (m, n) = (self.a.lines, self.b.lines);
+        let wide;
+        let left = match self.a.elements {
+            Elements::F32(_) => self.a,
+            _ => {
+                let (data, line_stride, step_stride) = widen(&self.a, 0, m);
+                wide = data;
+                Factor { elements: Elements::F32(&wide), line_stride, step_stride, ..self.a }
+            }
+        };
         // SAFETY: the caller's promise; a strip starts inside a row and ends with it.
         let multiply = |first: usize, a: &Factor<'_>, b: &Factor<'_>, scale: f32, add: bool| unsafe {
             product(to.add(first), row_stride, a, b, scale, add, parallelism);
         };
         let per_strip = (PANEL / self.b.inner.max(1)).max(1);
         match self.b.elements {
-            Elements::F32(_) => multiply(0, &self.a, &self.b, self.scale, self.add),
+            Elements::F32(_) => multiply(0, &left, &self.b, self.scale, self.add),
             _ => {
                 for first in (0..n).step_by(per_strip) {
                     let lines = per_strip.min(n - first);
                     let (data, line_stride, step_stride) = widen(&self.b, first, lines);
                     let elements = Elements::F32(&data);
                     let strip = Factor { elements, lines, line_stride, step_stride, ..self.b };
-                    multiply(first, &self.a, &strip, self.scale, self.add);
+                    multiply(first, &left, &strip, self.scale, self.add);
                 }
             }
         }
@@ -50,6 +59,13 @@ impl Job<'_> {
 
 /// Lines `first..first + lines` as f32, with their strides.
 fn widen(from: &Factor<'_>, first: usize, lines: usize) -> (Vec<f32>, usize, usize) {
+    if from.step_stride != 1 && from.line_stride != 1 {
+        let number = |line: usize, step: usize| {
+            from.number((first + line) * from.line_stride + step * from.step_stride)
+        };
+        let numbers = (0..lines).flat_map(|line| (0..from.inner).map(move |i| (line, i)));
+        return (numbers.map(|(line, i)| number(line, i)).collect(), from.inner, 1);
+    }
     let along = from.step_stride == 1;
     let (runs, len) = if along { (lines, from.inner) } else { (from.inner, lines) };
     let mut wide = vec![0.0; runs * len];

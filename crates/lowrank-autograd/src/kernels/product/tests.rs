@@ -48,6 +48,8 @@ struct Case {
     add: bool,
     bias: bool,
     scale: f32,
+    /// Whether the left factor is bf16.
+    half: bool,
 }
 
 impl Case {
@@ -55,7 +57,10 @@ impl Case {
         let Self { m, n, k, r, .. } = *self;
         let (als, ass, alen) = layouts(m, k)[a_layout];
         let (bls, bss, blen) = layouts(n, k)[b_layout];
-        let a = numbers(1, alen);
+        let a = match self.half {
+            true => Memory::Bf16(numbers(1, alen).into_iter().map(bf16::from_f32).collect()),
+            false => Memory::F32(numbers(1, alen)),
+        };
         let plain = numbers(2, blen);
         let b = match dtype {
             0 => Memory::F32(plain),
@@ -75,7 +80,7 @@ impl Case {
         let tail = (View::new(&left, m, r).by_rows(), View::new(&right, n, r).by_rows());
         let tails = [tail];
         let job = Job {
-            a: factor(Elements::F32(&a), m, als, ass),
+            a: factor(a.elements(), m, als, ass),
             b: factor(b.elements(), n, bls, bss),
             scale: self.scale,
             add: self.add,
@@ -96,8 +101,8 @@ impl Case {
                     assert_eq!(got[at], before[at], "written beyond the target");
                     continue;
                 }
-                let terms = (0..k)
-                    .map(|i| f64::from(a[row * als + i * ass]) * b.get(column * bls + i * bss));
+                let terms =
+                    (0..k).map(|i| a.get(row * als + i * ass) * b.get(column * bls + i * bss));
                 let size: f64 = terms.clone().map(f64::abs).sum();
                 let mut want = f64::from(self.scale) * terms.sum::<f64>();
                 want += if self.add { f64::from(before[at]) } else { 0.0 };
@@ -139,7 +144,7 @@ fn run(job: Job<'_>, engine: Option<Engine>, to: &mut [f32], stride: usize) {
 }
 
 fn case(m: usize, n: usize, k: usize, r: usize) -> Case {
-    Case { m, n, k, r, add: false, bias: false, scale: 1.0 }
+    Case { m, n, k, r, add: false, bias: false, scale: 1.0, half: false }
 }
 
 #[test]
@@ -151,7 +156,10 @@ fn every_engine_multiplies_odd_sizes_in_every_layout_and_dtype() {
                 // Weights lie contiguous, one way or the other.
                 let dtypes = if layouts % 3 == 2 { 0..1 } else { 0..3 };
                 for dtype in dtypes {
-                    case(m, n, k, 0).check(Some(engine), layouts / 3, layouts % 3, dtype);
+                    for half in [false, true] {
+                        let case = Case { half, ..case(m, n, k, 0) };
+                        case.check(Some(engine), layouts / 3, layouts % 3, dtype);
+                    }
                 }
             }
         }
@@ -169,6 +177,7 @@ fn bias_tails_and_what_stood_there_are_added() {
             Case { bias: true, ..case(64, 96, 40, 0) }.check(Some(engine), 0, 0, dtype);
             Case { add: true, scale: 0.5, ..case(96, 64, 70, 0) }.check(Some(engine), 0, 1, dtype);
             Case { add: true, bias: true, ..case(32, 64, 32, 0) }.check(Some(engine), 0, 0, dtype);
+            Case { half: true, bias: true, ..case(40, 64, 70, 9) }.check(Some(engine), 0, 1, dtype);
         }
     }
 }
