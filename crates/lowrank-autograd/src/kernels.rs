@@ -164,3 +164,61 @@ pub(crate) fn check_dims(
     }
     Err(Error::Shape { op, what, found: t.dims().to_vec(), must_be: format!("{dims:?}") })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compose_on_cpu;
+
+    fn ramp(dtype: DType) -> Tensor {
+        let ramp = Tensor::arange(0u32, 12, &Device::Cpu);
+        ramp.and_then(|t| t.reshape((3, 4))?.to_dtype(dtype)).expect("a tensor")
+    }
+
+    fn message(found: Result<Floats<'_>>) -> String {
+        found.err().expect("an error").to_string()
+    }
+
+    #[test]
+    fn floats_are_those_of_f32_and_bf16_where_they_lie() {
+        for dtype in [DType::F32, DType::BF16] {
+            let whole = ramp(dtype);
+            let rows = whole.narrow(0, 1, 2).expect("rows");
+            let floats = Floats::of("op", &rows).expect("floats");
+            let is_bf16 = matches!(floats.elements(), Elements::Bf16(_));
+            assert_eq!(is_bf16, dtype == DType::BF16);
+            let expected: Vec<f32> = (4u8..12).map(f32::from).collect();
+            assert_eq!(floats.elements().wide(), expected.as_slice());
+            assert_eq!(*F32::of("op", &rows).expect("f32"), expected);
+        }
+    }
+
+    #[test]
+    fn floats_of_other_dtypes_are_refused() {
+        for found in [DType::F16, DType::F64, DType::U32, DType::U8, DType::I64] {
+            let tensor = ramp(found);
+            let named = |e: Option<Error>| {
+                matches!(
+                    e,
+                    Some(Error::Dtype { op: "op", found: f, must_be: "f32 or bf16", .. })
+                        if f == found
+                )
+            };
+            assert!(named(Floats::of("op", &tensor).err()), "{found:?}");
+            assert!(named(F32::of("op", &tensor).err()), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn floats_that_lie_otherwise_or_elsewhere_are_refused() {
+        for dtype in [DType::F32, DType::BF16] {
+            let tensor = ramp(dtype);
+            let turned = tensor.t().expect("the transpose");
+            assert!(message(Floats::of("op", &turned)).contains("`op`: a contiguous operand"));
+            compose_on_cpu(true);
+            let found = message(Floats::of("op", &tensor));
+            compose_on_cpu(false);
+            assert!(found.contains("`op` has no version for this device"), "{found}");
+        }
+    }
+}

@@ -184,4 +184,65 @@ mod tests {
             assert_eq!(first, expected.collect::<Vec<_>>());
         }
     }
+
+    /// Numbers between those of bf16, halfway ones and those beyond its range among them.
+    fn number(i: usize) -> f32 {
+        match i % 5 {
+            0 => f32::from_bits(0x3F80_8000 + ((i as u32 % 64) << 16)), // halfway: to the even one
+            1 => f32::MAX,
+            2 => -(i as f32) * 1e-40,
+            3 => f32::NEG_INFINITY,
+            _ => (i as f32).sin(),
+        }
+    }
+
+    #[test]
+    fn what_is_computed_is_filled_once_and_rounded_to_the_nearest() {
+        for (len, piece) in [(0, 5), (1, 5), (23, 5), (10_001, 4_096), (7, 0), (40_000, 30_000)] {
+            let count = |start: usize, piece: &mut [f32]| {
+                piece.iter_mut().zip(start..).for_each(|(v, i)| *v = number(i));
+            };
+            let expected: Vec<f32> = (0..len).map(number).collect();
+            let negated: Vec<f32> = expected.iter().map(|v| -v).collect();
+            let nearest =
+                |x: &[f32]| -> Vec<bf16> { x.iter().map(|v| bf16::from_f32(*v)).collect() };
+            let pair = |start: usize, a: &mut [f32], b: &mut [f32]| {
+                assert_eq!(a.len(), b.len());
+                count(start, a);
+                count(start, b);
+                b.iter_mut().for_each(|v| *v = -*v);
+            };
+            for narrow in [false, true] {
+                let one = computed(narrow, len, piece, count);
+                let [first, second] = computed_pair(narrow, len, piece, pair);
+                for (found, wide) in [(one, &expected), (first, &expected), (second, &negated)] {
+                    match found {
+                        Computed::F32(found) => assert!(!narrow && found == *wide),
+                        Computed::Bf16(found) => assert!(narrow && found == nearest(wide)),
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_number_stays_none_when_it_is_rounded() {
+        for bits in [0x7F80_0001, 0x7FFF_FFFF, 0xFFC0_0000] {
+            let found = computed(true, 9, 4, |_, piece| piece.fill(f32::from_bits(bits)));
+            assert!(matches!(found, Computed::Bf16(found) if found.iter().all(|v| v.is_nan())));
+        }
+    }
+
+    #[test] // of the whole piece: a kernel may add to it only where nothing is rounded
+    fn what_is_left_out_is_zero_unless_it_is_rounded() {
+        let fill = |_: usize, piece: &mut [f32]| piece.iter_mut().take(1).for_each(|v| *v = 2.0);
+        let Computed::F32(found) = computed(false, 5, 3, fill) else { panic!("f32") };
+        assert_eq!(found, [2.0, 0.0, 0.0, 2.0, 0.0]);
+        let fill = |start: usize, a: &mut [f32], b: &mut [f32]| {
+            fill(start, a);
+            b.fill(1.0);
+        };
+        let [first, second] = computed_pair(false, 5, 3, fill).map(Computed::wide);
+        assert_eq!((first, second), (vec![2.0, 0.0, 0.0, 2.0, 0.0], vec![1.0; 5]));
+    }
 }

@@ -334,3 +334,47 @@ pub(crate) fn slice_mut<'a>(
         _ => Err(not_contiguous()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use half::f16;
+
+    use super::*;
+
+    #[test]
+    fn pieces_are_the_elements_of_their_ranges_in_f32() {
+        let wide: Vec<f32> = (0..9_000).map(|i| (i as f32).sin()).collect();
+        let bf16s: Vec<bf16> = wide.iter().map(|v| bf16::from_f32(*v)).collect();
+        let f16s: Vec<f16> = wide.iter().map(|v| f16::from_f32(*v)).collect();
+        let of = [Elements::F32(&wide), Elements::Bf16(&bf16s), Elements::F16(&f16s)];
+        // The second turn finds buffers that are longer than what it asks for.
+        for ranges in [[0..9_000, 17..8_001, 5..70], [8_999..9_000, 3..8, 1_000..1_000]] {
+            let [a, b, c] = ranges.clone();
+            let expected: [Vec<f32>; 3] = [
+                wide[a.clone()].to_vec(),
+                bf16s[b.clone()].iter().map(|v| v.to_f32()).collect(),
+                f16s[c.clone()].iter().map(|v| v.to_f32()).collect(),
+            ];
+            let place = wide[a.clone()].as_ptr();
+            with_pieces_of([(of[0], a), (of[1], b), (of[2], c)], |found| {
+                assert_eq!(found, expected.each_ref().map(Vec::as_slice));
+                assert_eq!(found[0].as_ptr(), place, "f32 is copied");
+            });
+            let [_, _, range] = ranges;
+            let sum = with_pieces(of, range.clone(), |found| {
+                assert!(found.iter().all(|found| found.len() == range.len()));
+                found[1].iter().zip(found[2]).map(|(b, c)| b + c).sum::<f32>()
+            });
+            let expected = range.map(|i| bf16s[i].to_f32() + f16s[i].to_f32()).sum::<f32>();
+            assert_eq!(sum, expected);
+        }
+    }
+
+    #[test]
+    fn two_operands_of_one_dtype_have_buffers_of_their_own() {
+        let [a, b] = [[1.0f32, 2.0, 3.0], [5.0, 6.0, 7.0]].map(|x| narrowed(&x));
+        with_pieces([Elements::Bf16(&a), Elements::Bf16(&b)], 1..3, |found| {
+            assert_eq!(found, [[2.0, 3.0], [6.0, 7.0]]);
+        });
+    }
+}

@@ -11,7 +11,8 @@ use lowrank_autograd::{
 use proptest::prelude::*;
 
 use super::{
-    check::{check, normal, numbers},
+    bf16::Narrow,
+    check::{Allowed, BF16, OUTPUT, check, normal, numbers},
     plumbing::mask,
 };
 
@@ -65,7 +66,8 @@ fn case() -> impl Strategy<Value = Case> {
 }
 
 impl Case {
-    fn check(&self) {
+    /// `q`, `k`, `v` and perhaps a bias; the mask of the probabilities.
+    fn inputs(&self) -> (Vec<Tensor>, Option<Dropout>) {
         let s = &self.shape;
         let n = self.spans.last().map_or(0, |span| span.queries.end);
         let m = self.spans.last().map_or(0, |span| span.keys.end);
@@ -82,11 +84,30 @@ impl Case {
         if !self.bias {
             inputs.truncate(3);
         }
-        let mask = self.dropout.then(|| mask(self.seed, n, 0.3));
+        (inputs, self.dropout.then(|| mask(self.seed, n, 0.3)))
+    }
+
+    fn check(&self) {
+        let (inputs, mask) = self.inputs();
         check(
             &inputs,
-            |v| attend(v, s, &self.spans.clone().into(), mask.clone()),
-            |t| plain(t, s, &self.spans, mask.as_ref()),
+            |v| attend(v, &self.shape, &self.spans.clone().into(), mask.clone()),
+            |t| plain(t, &self.shape, &self.spans, mask.as_ref()),
+        );
+    }
+
+    /// The same of operands that are bf16; products may be those of bf16 if they are marked as
+    /// coming from weights of it.
+    fn check_bf16(&self, marked: bool) {
+        let (inputs, mask) = self.inputs();
+        let (narrow, output) = (3, DType::BF16);
+        // Gradients of scores are made with the output as it was rounded.
+        let of_bf16: &[usize] = if marked { &[0, 1, 2, 3] } else { &[0, 1, 3] };
+        let allowed = Allowed { of_bf16, least: 16.0, ..Allowed::default() };
+        let error = if marked { BF16 } else { OUTPUT };
+        Narrow { inputs: &inputs, narrow, marked, output, error, allowed }.check(
+            |v| attend(v, &self.shape, &self.spans.clone().into(), mask.clone()),
+            |t| plain(t, &self.shape, &self.spans, mask.as_ref()),
         );
     }
 }
@@ -116,6 +137,15 @@ proptest! {
     #[test]
     fn equals_its_plain_version(case in case()) {
         case.check();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn of_bf16_equals_its_plain_version(case in case(), marked: bool) {
+        case.check_bf16(marked);
     }
 }
 

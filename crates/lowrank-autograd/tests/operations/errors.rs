@@ -21,8 +21,18 @@ fn weight(shape: &[usize]) -> Weight {
     Weight::from_tensor(value(shape).data()).expect("a weight")
 }
 
-fn half(shape: &[usize]) -> Value {
-    Value::constant(value(shape).data().to_dtype(DType::BF16).expect("bf16"))
+/// Values of the dtypes that no operation computes with.
+fn unreadable(shape: &[usize]) -> [Value; 2] {
+    [DType::F16, DType::F64]
+        .map(|dtype| Value::constant(value(shape).data().to_dtype(dtype).expect("a dtype")))
+}
+
+#[track_caller]
+fn dtype_error(op: &str, found: Result<Value>) {
+    match found {
+        Err(Error::Dtype { op: named, .. }) => assert_eq!(named, op),
+        other => panic!("{op}: {other:?}"),
+    }
 }
 
 #[track_caller]
@@ -71,8 +81,10 @@ fn linear() {
     ] {
         shape_error("linear", wrong);
     }
-    let x = ops::linear(&half(&[2, 3]), Matrix::Frozen(&weight(&[4, 3])), None, vec![]);
-    assert!(matches!(x, Err(Error::Dtype { op: "linear", .. })), "{x:?}");
+    for x in unreadable(&[2, 3]) {
+        dtype_error("linear", ops::linear(&x, Matrix::Frozen(&weight(&[4, 3])), None, vec![]));
+        dtype_error("linear", ops::logits(&x, Matrix::Frozen(&weight(&[4, 3])), None, vec![]));
+    }
 }
 
 #[test]
@@ -248,8 +260,16 @@ fn norms_rotary_and_activations() {
         shape_error("rotary", wrong);
     }
     shape_error("gated", ops::gated(&x, &value(&[6, 2]), Activation::Silu));
-    let wrong = ops::activation(&half(&[2, 3]), Activation::Relu);
-    assert!(matches!(wrong, Err(Error::Dtype { op: "activation", .. })), "{wrong:?}");
+    let angles = Angles { cos: value(&[2, 3]).data().clone(), sin: value(&[2, 3]).data().clone() };
+    for wrong in unreadable(&[2, 6]) {
+        dtype_error("rms_norm", ops::rms_norm(&wrong, &value(&[6]), 1e-6));
+        dtype_error("layer_norm", ops::layer_norm(&wrong, &value(&[6]), None, 1e-6));
+        dtype_error("activation", ops::activation(&wrong, Activation::Relu));
+        dtype_error("gated", ops::gated(&wrong, &x, Activation::Silu));
+        dtype_error("gated", ops::gated(&x, &wrong, Activation::Silu));
+        dtype_error("gated_halves", ops::gated_halves(&wrong, Activation::Silu));
+        dtype_error("rotary", ops::rotary(&wrong, 6, &angles, RotaryStyle::Pairs));
+    }
 }
 
 #[test]

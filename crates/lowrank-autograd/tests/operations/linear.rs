@@ -25,7 +25,7 @@ use super::{
 const SCALES: [f32; 2] = [0.5, 2.0];
 
 /// Two adapters, the first with a bias: `A`, `B`, bias, `A`, `B` from `v`.
-fn terms(v: &[Value], dropout: Option<&Dropout>) -> Vec<LowRank> {
+pub(crate) fn terms(v: &[Value], dropout: Option<&Dropout>) -> Vec<LowRank> {
     let term = |a: usize, bias: Option<usize>, scale| LowRank {
         a: v[a].clone(),
         b: v[a + 1].clone(),
@@ -37,7 +37,10 @@ fn terms(v: &[Value], dropout: Option<&Dropout>) -> Vec<LowRank> {
 }
 
 /// The same for the plain version.
-fn plain_terms<'a>(t: &'a [Tensor], dropout: Option<&'a Dropout>) -> Vec<reference::LowRank<'a>> {
+pub(crate) fn plain_terms<'a>(
+    t: &'a [Tensor],
+    dropout: Option<&'a Dropout>,
+) -> Vec<reference::LowRank<'a>> {
     let term = |a: usize, bias: Option<usize>, scale: f32| reference::LowRank {
         a: &t[a],
         b: &t[a + 1],

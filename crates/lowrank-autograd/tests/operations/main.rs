@@ -7,6 +7,7 @@
 
 mod activation;
 mod attention;
+mod bf16;
 mod cached;
 mod check;
 mod composed;

@@ -1,8 +1,10 @@
 //! Products of bf16 against those of f32, whose results and gradients `tests/operations` holds
 //! against plain sums and central differences.
 
+use half::bf16;
+
 use super::*;
-use crate::Key;
+use crate::{Key, kernels::elementwise::narrowed};
 
 /// Sequences and options beyond the sizes of tiles and blocks.
 fn cases() -> Vec<(AttentionShape, Vec<Span>, bool)> {
@@ -80,6 +82,57 @@ fn products_of_bf16_are_near_those_of_f32() {
             for (i, (found, expected)) in run(Some(pairs)).iter().zip(run(None)).enumerate() {
                 let far = far(found, &expected);
                 assert!(far < 0.01, "result {i} of {shape:?}, {spans:?}: {far}");
+            }
+        }
+    }
+}
+
+/// The gradients of all operands, that of the values first.
+fn gradients(
+    of: Operands<'_>,
+    spans: &[Span],
+    rows: &[SoftmaxRow],
+    [output, dy]: [Elements<'_>; 2],
+) -> [Vec<f32>; 4] {
+    let wanted = Wanted { q: true, k: true, v: true, bias: of.bias.is_some() };
+    let found = backward(of, spans, Saved { output, rows, dy }, wanted);
+    [found.v, found.q, found.k, found.bias]
+}
+
+#[test]
+fn operands_of_bf16_have_the_results_of_the_same_numbers_in_f32() {
+    for (shape, spans, bias) in cases() {
+        let n = spans.iter().map(|s| s.queries.end).max().unwrap_or_default();
+        let m = spans.iter().map(|s| s.keys.end).max().unwrap_or_default();
+        let wide = [
+            numbers(1, n * shape.heads * shape.head_dim),
+            numbers(2, m * shape.kv_heads * shape.head_dim),
+            numbers(3, m * shape.kv_heads * shape.value_dim),
+            numbers(4, n * shape.heads * shape.value_dim),
+        ];
+        let narrow = wide.each_ref().map(|x| narrowed(x));
+        let [q, k, v, dy] = wide.each_ref().map(|x| Elements::F32(x));
+        let bias = bias.then(|| numbers(5, (4 * m + 1) * shape.heads));
+        for pairs in Pairs::all() {
+            let (bias, shape, pairs) = (bias.as_deref(), &shape, Some(pairs));
+            let of = Operands { q, k, v, bias, shape, dropout: None, pairs };
+            let mut output = vec![0.0; dy.len()];
+            let rows = forward(of, &spans, &mut output);
+            let output = narrowed(&output);
+            let kept = Elements::Bf16(&output);
+            let expected = gradients(of, &spans, &rows, [kept, dy]);
+
+            let [q, k, v, dy] = narrow.each_ref().map(|x| Elements::Bf16(x));
+            let of = Operands { q, k, v, ..of };
+            let mut found = vec![bf16::ONE; dy.len()];
+            let rows = forward(of, &spans, &mut found);
+            assert!(found == output, "the output of {shape:?}, {spans:?}");
+            let found = gradients(of, &spans, &rows, [kept, dy]);
+            assert!(found[0] == expected[0], "gradient of the values of {shape:?}, {spans:?}");
+            // A row's `Σ dy·y` is summed in another order.
+            for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                let far = far(found, expected);
+                assert!(far < 1e-5, "gradient {i} of {shape:?}, {spans:?}: {far}");
             }
         }
     }
