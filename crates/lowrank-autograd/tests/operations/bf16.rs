@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use lowrank_autograd::{
-    Result, Value, Weight,
+    Jitter, Result, Value, Weight,
     ops::{self, Matrix, RotaryStyle},
     reference,
 };
@@ -337,4 +337,71 @@ fn widened_numbers_are_the_same_and_so_are_their_gradients() {
     let done = run(&t, &|v: &[Value]| ops::widen(&v[0]), None, false).expect("of f32");
     assert_bits("f32, widened", &done.output, &t[0]);
     assert_bits("its gradient", done.gradients[0].as_ref().expect("a gradient"), &done.dy);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    // Most of these are f32 again; none refuses bf16, alone or beside f32.
+    #[test]
+    fn the_rest_equals_its_plain_versions(n in 1..20usize, d in 1..60usize, seed: u64) {
+        let t = normal(seed, &[&[n, d], &[n, d], &[d], &[2, d]]);
+        let wide = |inputs, narrow| {
+            let (output, allowed) = (DType::F32, Allowed::default());
+            Narrow { narrow, output, allowed, ..Narrow::all(inputs) }
+        };
+        let one = || wide(&t[..1], 1);
+        for narrow in [1, 2] {
+            wide(&t[..2], narrow).check(|v| ops::mul(&v[0], &v[1]), |t| Ok((&t[0] * &t[1])?));
+        }
+        let with_row = [t[0].clone(), t[2].clone()];
+        for narrow in [1, 2] {
+            wide(&with_row, narrow)
+                .check(|v| ops::add_row(&v[0], &v[1]), |t| Ok(t[0].broadcast_add(&t[1])?));
+        }
+        one().check(|v| ops::scale(&v[0], 0.75), |t| Ok((&t[0] * 0.75)?));
+        one().check(|v| ops::shift(&v[0], 0.75), |t| Ok((&t[0] + 0.75)?));
+        one().check(|v| ops::clip(&v[0], 0.752), |t| Ok(t[0].clamp(-0.752f32, 0.752f32)?));
+        one().check(|v| ops::sum_all(&v[0]), |t| Ok(t[0].sum_all()?));
+        let (from, to) = ((seed % d as u64) as usize, d);
+        one().check(
+            |v| ops::columns(&v[0], from..to),
+            |t| Ok(t[0].narrow(1, from, to - from)?),
+        );
+        let rows = indices(seed, 2 * n, n);
+        let picked: Arc<[usize]> = rows.iter().map(|&row| row as usize).collect();
+        Narrow { output: DType::BF16, ..one() }.check(
+            |v| ops::select_rows(&v[0], &picked),
+            |t| Ok(t[0].index_select(&Tensor::new(&rows[..], t[0].device())?, 0)?),
+        );
+        let mask = mask(seed, n, 0.3);
+        one().check(|v| ops::dropout(&v[0], Some(&mask)), |t| reference::dropout(&t[0], &mask));
+        let noise = Jitter { amount: 0.3, key: mask.key, rows: mask.rows.clone() };
+        one().check(|v| ops::jitter(&v[0], Some(&noise)), |t| reference::jitter(&t[0], &noise));
+        let targets: Arc<[u32]> = indices(seed, n, d).into();
+        one().check(
+            |v| ops::cross_entropy(&v[0], &targets),
+            |t| reference::cross_entropy(&t[0], &targets),
+        );
+        let aims = t[1].clone();
+        let wide_aims = |t: &Tensor| t.to_dtype(DType::F64);
+        one().check(
+            |v| ops::squared_error(&v[0], &aims),
+            |t| reference::squared_error(&t[0], &wide_aims(&aims)?),
+        );
+        let aims = (&t[1] * 0.2).and_then(|t| t + 0.5).expect("aims");
+        one().check(
+            |v| ops::binary_cross_entropy(&v[0], &aims),
+            |t| reference::binary_cross_entropy(&t[0], &wide_aims(&aims)?),
+        );
+        Narrow { allowed: Allowed::default(), ..Narrow::all(&t[..1]) }
+            .check(|v| ops::reshape(&v[0], &[d, n]), |t| Ok(t[0].reshape((d, n))?));
+        let parts = [t[0].clone(), t[3].clone()];
+        for (narrow, output) in [(1, DType::F32), (2, DType::BF16)] {
+            Narrow { output, ..wide(&parts, narrow) }.check(
+                |v| ops::concat_rows(&[&v[1], &v[0], &v[1]]),
+                |t| Ok(Tensor::cat(&[&t[1], &t[0], &t[1]], 0)?),
+            );
+        }
+    }
 }

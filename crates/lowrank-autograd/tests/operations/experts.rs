@@ -10,7 +10,10 @@ use lowrank_autograd::{
 };
 use proptest::prelude::*;
 
-use super::check::{bits, check, check_weight, indices, normal, numbers, rounded};
+use super::{
+    bf16::Narrow,
+    check::{Allowed, bits, check, check_weight, indices, normal, numbers, rounded},
+};
 
 /// So many groups of `n` rows, some of them empty.
 fn groups(seed: u64, n: usize, experts: usize) -> Arc<[Range<usize>]> {
@@ -92,6 +95,34 @@ proptest! {
     }
 
     #[test]
+    fn grouped_layers_of_bf16_equal_their_plain_version(
+        (n, input, out, r) in (1..60usize, 1..40usize, 1..40usize, 1..4usize),
+        (experts, from) in (1..6usize, 0..40usize),
+        dtype in prop::sample::select(vec![DType::BF16, DType::BF16, DType::F32]),
+        seed: u64,
+    ) {
+        let (groups, part) = (groups(seed, n, experts), from % out..out);
+        let t = normal(seed, &[
+            &[n, input], &[experts * r, input], &[out, r * experts], &[experts, input],
+            &[out, experts],
+        ]);
+        let w = normal(!seed, &[&[experts, out, input]]).remove(0).to_dtype(dtype).expect("dtype");
+        let stack = Weight::from_tensor(&w).expect("a stack");
+        let (parts, output): (&[usize], _) = match dtype {
+            DType::BF16 => (&[0], DType::BF16),
+            _ => (&[], DType::F32),
+        };
+        let allowed = Allowed { parts, rounded: &[0], ..Allowed::default() };
+        Narrow { narrow: 1, output, allowed, ..Narrow::all(&t) }.check(
+            |v| ops::grouped_linear(&v[0], &groups, Stack::Frozen(&stack), &part, terms(&v[1..])),
+            |t| {
+                let w = w.to_dtype(t[0].dtype())?;
+                reference::grouped_linear(&t[0], &groups, &w, &part, &plain_terms(&t[1..]))
+            },
+        );
+    }
+
+    #[test]
     fn routes_equal_their_plain_version(
         (n, experts, chosen) in (1..12usize, 1..20usize, 1..5usize),
         seed: u64,
@@ -140,11 +171,11 @@ proptest! {
         let t = normal(seed, &[&[n * k, d], &[n, k]]);
         let rows: Vec<u32> = places.iter().map(|i| *i as u32).collect();
         let rows = Tensor::new(rows, &Device::Cpu).expect("places");
-        check(
-            &t,
-            |v| ops::mix_rows(&v[0], &v[1], &places.clone().into()),
-            |t| reference::mix_rows(&t[0], &t[1], &rows),
-        );
+        let mix = |v: &[Value]| ops::mix_rows(&v[0], &v[1], &places.clone().into());
+        let plain = |t: &[Tensor]| reference::mix_rows(&t[0], &t[1], &rows);
+        check(&t, mix, plain);
+        let (output, allowed) = (DType::F32, Allowed::default());
+        Narrow { narrow: 1, output, allowed, ..Narrow::all(&t) }.check(mix, plain);
     }
 }
 
