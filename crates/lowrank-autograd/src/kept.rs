@@ -1,5 +1,5 @@
-//! Tensors that wait for the backward pass: as they are, or in bf16 where they come from weights
-//! of bf16, and were computed with no more than its precision anyway.
+//! Tensors that wait for the backward pass: as they are, or in bf16 where they are f32 that comes
+//! from weights of bf16, such as sums over layers and results on other devices.
 
 use std::sync::{Arc, OnceLock};
 

@@ -1,7 +1,7 @@
 //! Frozen weights: where they lie and how a kernel reads them.
 //!
 //! A weight stays in its file, in the file's dtype, mapped into memory; kernels widen what they
-//! read to f32. `x·Wᵀ` and `dy·W` both read the one copy, also where a file stores the transpose
+//! read to f32, or multiply bf16 as it is. `x·Wᵀ` and `dy·W` both read the one copy, also where a file stores the transpose
 //! (GPT-2's Conv1D).
 
 use std::{

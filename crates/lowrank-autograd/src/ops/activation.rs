@@ -48,10 +48,10 @@ impl Activation {
     }
 }
 
-/// `f` of every element.
+/// `f` of every element, bf16 if `x` is.
 ///
 /// # Errors
-/// When `x` isn't f32.
+/// When `x` is neither f32 nor bf16.
 pub fn activation(x: &Value, f: Activation) -> Result<Value> {
     let _time = profile::scope("activation");
     const OP: &str = "activation";
@@ -71,10 +71,10 @@ pub fn activation(x: &Value, f: Activation) -> Result<Value> {
     }))
 }
 
-/// `f(gate)·up`, element by element.
+/// `f(gate)·up`, element by element, bf16 if both are.
 ///
 /// # Errors
-/// When the shapes differ or an operand isn't f32.
+/// When the shapes differ or an operand is neither f32 nor bf16.
 pub fn gated(gate: &Value, up: &Value, f: Activation) -> Result<Value> {
     let _time = profile::scope("gated");
     const OP: &str = "gated";
@@ -109,7 +109,7 @@ pub fn gated(gate: &Value, up: &Value, f: Activation) -> Result<Value> {
     }))
 }
 
-/// [`gated`] of the halves of `x` `[n, 2·d]`, whose first is the gate: `[n, d]`.
+/// [`gated`] of the halves of `x` `[n, 2·d]`, whose first is the gate: `[n, d]`, bf16 if `x` is.
 ///
 /// # Errors
 /// When `x` isn't a matrix with an even number of columns.

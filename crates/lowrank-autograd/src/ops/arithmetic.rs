@@ -14,7 +14,7 @@ use crate::{
     profile,
 };
 
-/// `a + b`, of one shape.
+/// `a + b`, of one shape: f32, whatever they are.
 ///
 /// # Errors
 /// When the shapes differ.
@@ -28,7 +28,7 @@ pub fn add(a: &Value, b: &Value) -> Result<Value> {
     Ok(Value::record("add", y, [a, b], |_| |dy: Tensor| Ok([Some(dy.clone()), Some(dy)])))
 }
 
-/// The same numbers as f32.
+/// The same numbers as f32; `x` itself where it is.
 ///
 /// # Errors
 /// Those of the tensor library.
@@ -101,7 +101,7 @@ pub fn mul(a: &Value, b: &Value) -> Result<Value> {
 /// `factor·x`.
 ///
 /// # Errors
-/// When `x` isn't f32.
+/// When `x` is neither f32 nor bf16.
 pub fn scale(x: &Value, factor: f32) -> Result<Value> {
     let _time = profile::scope("scale");
     if let Some(device) = composed::device([x.data()]) {
@@ -116,7 +116,7 @@ pub fn scale(x: &Value, factor: f32) -> Result<Value> {
 /// `x + offset`, element by element.
 ///
 /// # Errors
-/// When `x` isn't f32.
+/// When `x` is neither f32 nor bf16.
 pub fn shift(x: &Value, offset: f32) -> Result<Value> {
     let _time = profile::scope("shift");
     if let Some(device) = composed::device([x.data()]) {
@@ -132,7 +132,7 @@ pub fn shift(x: &Value, offset: f32) -> Result<Value> {
 /// which elements lie within.
 ///
 /// # Errors
-/// When `x` isn't f32.
+/// When `x` is neither f32 nor bf16.
 pub fn clip(x: &Value, limit: f32) -> Result<Value> {
     let _time = profile::scope("clip");
     if let Some(device) = composed::device([x.data()]) {
@@ -177,7 +177,7 @@ pub fn reshape(x: &Value, shape: &[usize]) -> Result<Value> {
 /// The sum of all elements, a scalar; added up in f64.
 ///
 /// # Errors
-/// When `x` isn't f32.
+/// When `x` is neither f32 nor bf16.
 pub fn sum_all(x: &Value) -> Result<Value> {
     let _time = profile::scope("sum_all");
     if let Some(device) = composed::device([x.data()]) {

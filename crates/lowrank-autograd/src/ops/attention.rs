@@ -70,7 +70,7 @@ impl Span {
 }
 
 /// `q` `[n, heads·head_dim]`, `k` `[m, kv_heads·head_dim]`, `v` `[m, kv_heads·value_dim]`; returns
-/// `[n, heads·value_dim]`.
+/// `[n, heads·value_dim]`, bf16 if `q` is.
 ///
 /// `bias` `[distances, heads]` is added to the scores by key position less query position; its
 /// middle row (`distances` is odd) belongs to distance 0. `dropout` acts on the probabilities.

@@ -12,7 +12,7 @@ use crate::{
 /// Drops elements of `x` `[n, d]`; without a mask, `x` itself.
 ///
 /// # Errors
-/// When `x` isn't an f32 matrix, or the mask has fewer rows.
+/// When `x` isn't a matrix of f32 or bf16, or the mask has fewer rows.
 pub fn dropout(x: &Value, mask: Option<&Dropout>) -> Result<Value> {
     let _time = profile::scope("dropout");
     let Some(mask) = mask else { return Ok(x.clone()) };

@@ -76,7 +76,8 @@ impl Layout {
 }
 
 /// The product of each expert's rows of `x` `[n, in]` with rows `part` of its matrix:
-/// `[n, part.len()]`. `groups` says which rows each expert takes, one range after another.
+/// `[n, part.len()]`, bf16 if the matrices are. `groups` says which rows each expert takes, one range
+/// after another.
 ///
 /// # Errors
 /// Shapes that don't fit each other; groups that aren't the rows of `x`, in order.

@@ -14,7 +14,7 @@ const OP: &str = "jitter";
 /// Multiplies `x` `[n, d]` by noise; without any, `x` itself.
 ///
 /// # Errors
-/// When `x` isn't an f32 matrix, or the noise has fewer rows.
+/// When `x` isn't a matrix of f32 or bf16, or the noise has fewer rows.
 pub fn jitter(x: &Value, noise: Option<&Jitter>) -> Result<Value> {
     let _time = profile::scope(OP);
     let Some(noise) = noise else { return Ok(x.clone()) };

@@ -4,6 +4,9 @@
 //! With `h = drop(x)·Aᵀ` and `dh = s·dy·B` for each adapter:
 //! `dx = dy·W + Σ drop(dh·A)`, `dA = dhᵀ·drop(x)`, `dB = s·dyᵀ·h`, `dW = dyᵀ·x`, `db = Σ dy`.
 //!
+//! The result is rounded to bf16 where the matrix is bf16, and `dx` where `x` is, unless an adapter
+//! drops some of it; sums are f32.
+//!
 //! A frozen layer saves nothing; an adapter saves `x` only if `A` trains and `h` only if `B` does.
 //! Bias and adapters are added by the product itself, while a tile of `y` or `dx` is in registers.
 

@@ -15,7 +15,7 @@ use crate::{
     profile,
 };
 
-/// `x` `[n, d]`, `weight` `[d]`.
+/// `x` `[n, d]`, `weight` `[d]`; returns `[n, d]`, bf16 where weights of bf16 lead to `x`.
 ///
 /// # Errors
 /// Shapes that don't fit each other.
@@ -23,7 +23,7 @@ pub fn rms_norm(x: &Value, weight: &Value, eps: f64) -> Result<Value> {
     normalize("rms_norm", x, weight, None, eps, Center::No)
 }
 
-/// `x` `[n, d]`, `weight` and `bias` `[d]`.
+/// `x` `[n, d]`, `weight` and `bias` `[d]`; returns `[n, d]`, bf16 where weights of bf16 lead to `x`.
 ///
 /// # Errors
 /// Shapes that don't fit each other.

@@ -27,7 +27,7 @@ pub struct Angles {
     pub sin: Tensor,
 }
 
-/// Rotates every head of `x` `[n, heads·head_dim]`, from its first element on.
+/// Rotates every head of `x` `[n, heads·head_dim]`, from its first element on; bf16 if `x` is.
 ///
 /// # Errors
 /// Shapes that don't fit each other.

@@ -10,7 +10,7 @@ use crate::{
     profile,
 };
 
-/// Rows `rows` of `x` `[n, d]`, in that order, repeats allowed: `[rows.len(), d]`.
+/// Rows `rows` of `x` `[n, d]`, in that order, repeats allowed: `[rows.len(), d]`, bf16 if `x` is.
 ///
 /// # Errors
 /// [`Error::Index`] for a row outside `x`.
@@ -36,7 +36,7 @@ pub fn select_rows(x: &Value, rows: &Arc<[usize]>) -> Result<Value> {
     }))
 }
 
-/// The rows of matrices of one width, one matrix after the other.
+/// The rows of matrices of one width, one matrix after the other: bf16 if all of them are.
 ///
 /// # Errors
 /// When the widths differ, or there is no matrix.
