@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use lowrank_autograd::{
     Jitter, Result, Value, Weight,
-    ops::{self, Matrix, RotaryStyle},
+    ops::{self, Activation, Matrix, RotaryStyle},
     reference,
 };
 use proptest::prelude::*;
@@ -307,6 +307,38 @@ proptest! {
             );
         }
     }
+}
+
+#[test] // more elements than kernels read at a time, and a rest
+fn several_pieces_equal_their_plain_versions() {
+    let (n, d, f) = (37, 301, Activation::Silu);
+    let t = normal(7, &[&[n, 2 * d], &[n, 2 * d], &[2 * d], &[2 * d]]);
+    let [one, two] = [&t[..1], &t[..2]].map(Narrow::all);
+    one.check(|v| ops::activation(&v[0], f), |t| reference::activation(&t[0], f));
+    two.check(|v| ops::gated(&v[0], &v[1], f), |t| reference::gated(&t[0], &t[1], f));
+    one.check(
+        |v| ops::gated_halves(&v[0], f),
+        |t| reference::gated(&t[0].narrow(1, 0, d)?, &t[0].narrow(1, d, d)?, f),
+    );
+    let angles = angles(n, 40, 7);
+    for style in [RotaryStyle::Halves, RotaryStyle::Pairs] {
+        one.check(
+            |v| ops::rotary(&v[0], 86, &angles, style),
+            |t| reference::rotary(&t[0], 86, &angles, style),
+        );
+    }
+    let sum = Narrow { output: DType::F32, allowed: Allowed::default(), ..two };
+    sum.check(|v| ops::add(&v[0], &v[1]), |t| Ok((&t[0] + &t[1])?));
+    let [x, _, w, b] = <[Tensor; 4]>::try_from(t).expect("four");
+    let with_weights = [x, w, b];
+    let norm = Narrow { narrow: 1, allowed: rounds(&[0]), ..Narrow::all(&with_weights) };
+    norm.check(
+        |v| ops::layer_norm(&v[0], &v[1], Some(&v[2]), 1e-2),
+        |t| reference::layer_norm(&t[0], &t[1], Some(&t[2]), 1e-2),
+    );
+    let inputs = &with_weights[..2];
+    Narrow { inputs, ..norm }
+        .check(|v| ops::rms_norm(&v[0], &v[1], 1e-2), |t| reference::rms_norm(&t[0], &t[1], 1e-2));
 }
 
 #[test] // one row, a few, many; more than one block of the inner dimension, in both directions
