@@ -104,7 +104,8 @@ impl Case {
         // Gradients of scores are made with the output as it was rounded.
         let of_bf16: &[usize] = if marked { &[0, 1, 2, 3] } else { &[0, 1, 3] };
         let allowed = Allowed { of_bf16, least: 16.0, ..Allowed::default() };
-        let error = if marked { BF16 } else { OUTPUT };
+        // Of scaled queries, and of probabilities.
+        let error = if marked { 4.0 * BF16 } else { OUTPUT };
         Narrow { inputs: &inputs, narrow, marked, output, error, allowed }.check(
             |v| attend(v, &self.shape, &self.spans.clone().into(), mask.clone()),
             |t| plain(t, &self.shape, &self.spans, mask.as_ref()),

@@ -257,7 +257,7 @@ pub(crate) struct Allowed<'a> {
     pub(crate) parts: &'a [usize],
     /// Those that may miss [`BF16`], since something that they are made of was rounded to it.
     pub(crate) of_bf16: &'a [usize],
-    /// The size of what these are sums of, at least.
+    /// The size of what an element of these is a sum of, at least.
     pub(crate) least: f64,
 }
 
@@ -275,7 +275,9 @@ impl Allowed<'_> {
         };
         let size = sum(&|g| g).max(expected.abs());
         let mut limit = match self.of_bf16.contains(&i) {
-            true => BF16 * size.max(self.least),
+            true => {
+                BF16 * size.max(self.least * direction.iter().map(|d| d * d).sum::<f64>().sqrt())
+            }
             false => GRADIENT * size.max(1.0),
         };
         if self.parts.contains(&i) {
