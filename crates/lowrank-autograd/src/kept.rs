@@ -7,8 +7,8 @@ use candle_core::{DType, Tensor};
 
 use crate::{
     Result, Value,
+    elements::Elements,
     kernels::{Computed, Floats, elementwise::narrowed, tensor},
-    weight::Elements,
 };
 
 /// Where candle's operations put the bf16 version of a value once one keeps it; all that do share

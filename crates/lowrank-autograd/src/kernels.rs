@@ -8,7 +8,7 @@ use std::ops::{Deref, Range};
 use candle_core::{CpuStorage, DType, Device, Storage, StorageRef, Tensor};
 use half::bf16;
 
-use crate::{Error, Result, composed::composes_on_cpu, weight::Elements};
+use crate::{Error, Result, composed::composes_on_cpu, elements::Elements};
 
 pub(crate) mod activation;
 pub mod adamw;

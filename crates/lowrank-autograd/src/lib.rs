@@ -12,6 +12,7 @@
 mod awake;
 mod composed;
 mod device;
+mod elements;
 mod error;
 mod gradients;
 mod kept;

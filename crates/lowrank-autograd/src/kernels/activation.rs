@@ -7,7 +7,7 @@ use super::{
     elementwise::{with_pieces, with_pieces_of},
     simd::{exp, sigmoid, tanh, vectorized},
 };
-use crate::{ops::Activation, weight::Elements};
+use crate::{elements::Elements, ops::Activation};
 
 /// A function and its derivative, as a type: a loop over it is compiled for it alone.
 trait Curve {

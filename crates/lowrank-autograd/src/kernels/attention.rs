@@ -9,9 +9,9 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::{
     Dropout,
+    elements::Elements,
     kernels::product::Pairs,
     ops::{AttentionShape, Span},
-    weight::Elements,
 };
 
 mod backward;

@@ -12,7 +12,7 @@ use super::{
     product::Element,
     simd::{nearest_bf16, vectorized},
 };
-use crate::{Result, weight::Elements};
+use crate::{Result, elements::Elements};
 
 /// Partial sums that a sum over a row is made of, so that it can be vectorized.
 const LANES: usize = 32;

@@ -7,7 +7,7 @@ use super::{
     elementwise::{lanes_sum, lanes_sums, row_sums, with_pieces},
     simd::vectorized,
 };
-use crate::weight::Elements;
+use crate::elements::Elements;
 
 /// Which mean is subtracted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

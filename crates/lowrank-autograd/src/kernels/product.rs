@@ -8,10 +8,7 @@ use super::{
     Computed,
     elementwise::{narrow, widened},
 };
-use crate::{
-    Result, Weight,
-    weight::{Elements, Matrix},
-};
+use crate::{Result, Weight, elements::Elements, weight::Matrix};
 
 #[cfg(target_arch = "x86_64")]
 mod amx;

@@ -6,7 +6,7 @@ use super::{
     elementwise::with_pieces,
     simd::vectorized,
 };
-use crate::{ops::RotaryStyle, weight::Elements};
+use crate::{elements::Elements, ops::RotaryStyle};
 
 /// Rotates `2·half` elements of every head of every row, from `first` on, by the row's angles.
 ///

@@ -8,7 +8,7 @@ use super::{
     elementwise::lanes_sums,
     simd::vectorized,
 };
-use crate::weight::Elements;
+use crate::elements::Elements;
 
 /// `n` new rows of `d` elements; `write(i, row)` writes one, which is zero before.
 pub(crate) fn gather(n: usize, d: usize, write: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {

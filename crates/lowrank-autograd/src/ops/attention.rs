@@ -11,6 +11,7 @@ use half::bf16;
 
 use crate::{
     Dropout, Error, Result, Value, composed,
+    elements::Elements,
     kept::Kept,
     kernels::{
         Computed, F32, Floats,
@@ -19,7 +20,6 @@ use crate::{
         tensor,
     },
     profile,
-    weight::Elements,
 };
 
 const OP: &str = "attention";

@@ -9,6 +9,7 @@ use half::slice::HalfFloatSliceExt;
 
 use crate::{
     Error, Result, Value, Weight, composed,
+    elements::Elements,
     kernels::{
         F32, check_dims, dims2,
         product::{Target, View, product_parallel},
@@ -16,7 +17,7 @@ use crate::{
         tensor,
     },
     profile,
-    weight::{Elements, Matrix},
+    weight::Matrix,
 };
 
 const OP: &str = "embedding";

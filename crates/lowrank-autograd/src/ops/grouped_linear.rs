@@ -13,6 +13,7 @@ use half::bf16;
 
 use crate::{
     Error, Result, Value, Weight, composed,
+    elements::Elements,
     kept::Kept,
     kernels::{
         Computed, F32, Floats,
@@ -22,7 +23,6 @@ use crate::{
         tensor,
     },
     profile,
-    weight::Elements,
 };
 
 const OP: &str = "grouped_linear";

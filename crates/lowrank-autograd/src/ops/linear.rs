@@ -14,6 +14,7 @@ use candle_core::{DType, Tensor};
 
 use crate::{
     Dropout, Error, Result, Value, Weight, composed,
+    elements::Elements,
     kept::Kept,
     kernels::{
         Computed, F32, Floats, check_dims, dims2,
@@ -22,7 +23,6 @@ use crate::{
         tensor,
     },
     profile,
-    weight::Elements,
 };
 
 const OP: &str = "linear";

@@ -25,6 +25,7 @@ use rayon::prelude::*;
 
 use crate::{
     Result, Value, Weight, composed,
+    elements::Elements,
     kernels::{
         F32, Floats, check_dims,
         cross_entropy::{Row, add, cap, multiply, scale, scale_and_add},
@@ -33,7 +34,7 @@ use crate::{
         tensor,
     },
     profile,
-    weight::{Elements, Matrix},
+    weight::Matrix,
 };
 
 use super::cross_entropy::{ScoredTargets, check_targets, correct, record, sum};

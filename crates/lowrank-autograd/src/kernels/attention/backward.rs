@@ -14,7 +14,7 @@ use super::{
     tile::{Left, Rows, Size, multiply},
     work::{Gradients, ROWS},
 };
-use crate::{Dropout, ops::Span, weight::Elements};
+use crate::{Dropout, elements::Elements, ops::Span};
 
 /// One key/value head of one sequence, and the keys of it whose gradients are sought.
 pub(super) struct Group<'a> {

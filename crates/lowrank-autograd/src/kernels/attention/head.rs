@@ -10,9 +10,9 @@ use super::{
 };
 use crate::{
     Dropout,
+    elements::Elements,
     kernels::product::{self, View},
     ops::Span,
-    weight::Elements,
 };
 
 /// Keys of a tile.

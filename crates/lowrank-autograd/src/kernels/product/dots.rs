@@ -9,7 +9,7 @@ use super::{
     element::{Element, Lines},
     line::{self, Wide},
 };
-use crate::weight::Elements;
+use crate::elements::Elements;
 
 /// Most lines on the side of the few.
 pub(crate) const FEW: usize = 8;

@@ -3,7 +3,7 @@
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use super::super::simd::nearest_bf16;
-use crate::weight::Elements;
+use crate::elements::Elements;
 
 /// A float as it lies in memory.
 pub(crate) trait Element: Copy + Sync + 'static {

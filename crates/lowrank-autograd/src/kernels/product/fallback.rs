@@ -3,7 +3,7 @@
 use half::slice::HalfFloatSliceExt;
 
 use super::{Factor, Job};
-use crate::weight::Elements;
+use crate::elements::Elements;
 
 /// Elements of a half-precision factor that are widened at a time.
 const PANEL: usize = 1 << 18;

@@ -9,7 +9,7 @@ use super::{
     engine::Engine,
     narrow,
 };
-use crate::weight::Elements;
+use crate::elements::Elements;
 
 /// Lines and lanes of a block that is transposed in registers.
 const BLOCK: usize = 16;

@@ -15,7 +15,7 @@ use super::{
     scratch::Scratch,
     tile::transpose_avx512,
 };
-use crate::weight::Elements;
+use crate::elements::Elements;
 
 /// Packs a strip of the left factor: tile after tile of 16 steps, each with 32 lines of them. Lines
 /// that don't exist may be left as they are, since nothing reads their results.

@@ -8,7 +8,7 @@ use super::{
     panels,
     tile::{AVX2_F32, AVX512_BF16, AVX512_F32, Kernel},
 };
-use crate::weight::Elements;
+use crate::elements::Elements;
 
 /// What stays the same over one product.
 #[derive(Clone, Copy)]
