@@ -23,7 +23,7 @@ use super::{
 /// block: of bf16.
 const NARROW: Cut = Cut { inner: 2048, height: 512, strips: 6 };
 /// The same of f32, whose panels are three times as large, and whose products take longest.
-const SPLIT: Cut = Cut { inner: 384, height: 512, strips: 2 };
+const SPLIT: Cut = Cut { inner: 576, height: 256, strips: 3 };
 
 struct Cut {
     inner: usize,
