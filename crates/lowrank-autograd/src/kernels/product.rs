@@ -189,8 +189,8 @@ pub(crate) fn transpose(from: View<'_>, scale: f32, width: usize, to: &mut [f32]
     #[cfg(not(target_arch = "x86_64"))]
     for (j, to) in to.chunks_exact_mut(width.max(1)).enumerate() {
         let (there, beyond) = to.split_at_mut(from.rows.min(width));
-        let column = from.data.iter().skip(j).step_by(from.row_stride);
-        there.iter_mut().zip(column).for_each(|(to, v)| *to = scale * v);
+        let number = |i: usize| from.by_rows().number(i * from.row_stride + j);
+        there.iter_mut().enumerate().for_each(|(i, to)| *to = scale * number(i));
         beyond.fill(0.0);
     }
 }
@@ -376,6 +376,7 @@ pub(crate) struct Job<'a> {
     /// Further products of f32 that are added, of small inner dimensions.
     tails: &'a [(Factor<'a>, Factor<'a>)],
     /// Whether factors may be rounded to bf16 where `b` is.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "kernels of x86-64 do"))]
     rounds: bool,
     parallel: bool,
 }
