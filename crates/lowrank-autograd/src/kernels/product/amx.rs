@@ -70,7 +70,7 @@ fn is_permitted() -> bool {
 pub(crate) struct Tiles(());
 
 impl Tiles {
-    /// Configures them for [`amx`].
+    /// Configures them for [`Plan::multiply`].
     ///
     /// # Safety
     /// [`exists`] holds.

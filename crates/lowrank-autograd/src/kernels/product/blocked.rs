@@ -20,7 +20,7 @@ const STEPS: usize = 768;
 const PANELS: usize = 48;
 const ROWS: usize = 672;
 /// Multiplications below which tasks cost more than they bring.
-const SERIAL: usize = 1 << 17;
+pub(super) const SERIAL: usize = 1 << 17;
 /// Tasks that a product is cut into if it has few strips.
 const TASKS: usize = 8;
 
@@ -45,7 +45,7 @@ impl Job<'_> {
         let tail = self.tails.iter().map(|(a, _)| a.inner).sum();
         let per_step = setting.lanes.per_step();
         let pieces = k.div_ceil(STEPS * per_step).max(1);
-        let len = k.div_ceil(pieces).next_multiple_of(setting.whole * per_step);
+        let len = k.div_ceil(pieces).next_multiple_of(per_step);
         let panels = m.div_ceil(setting.rows);
         let most = (ROWS / setting.rows).min(PANELS);
         let per_block = panels.div_ceil(panels.div_ceil(most).max(1)) * setting.rows;
@@ -86,7 +86,7 @@ impl Job<'_> {
             let first_line = row + panel * setting.rows;
             let lines = setting.rows.min(row + rows - first_line);
             let strip = strip(setting, stretch, first_line, lines, lines, self.scale);
-            setting.pack_left(&self.a, strip, out);
+            setting.pack(&self.a, strip, out);
         };
         let size = (setting.rows * steps).max(1);
         match parallel {
@@ -223,7 +223,6 @@ impl Work<'_> {
             None => {
                 let own = strip(setting, stretch, column, columns, width, 1.0);
                 setting.pack(&self.of.b, own, &mut packed);
-                packed[own.steps() * width..].fill(0);
                 &packed
             }
         };
@@ -232,7 +231,6 @@ impl Work<'_> {
             self.of.pack_tails(setting, |(_, b)| b, column, columns, width, &mut right_tail);
         }
         let bias = self.of.bias.filter(|_| stretch.starts).and_then(|bias| bias.get(column..));
-        let _tiles = setting.begin();
         for panel in panels {
             let first = panel * setting.rows;
             let rows = setting.rows.min(self.rows - first);

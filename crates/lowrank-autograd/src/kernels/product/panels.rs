@@ -50,14 +50,23 @@ fn pack_across<T: Element>(engine: Engine, from: Lines<'_, T>, strip: Strip, out
     lanes[steps * ROWS..].fill(0);
     let tiles = lanes.chunks_exact(STEPS * ROWS).zip(out.chunks_exact_mut(STEPS * ROWS));
     for (from, to) in tiles {
-        for half in [0, 16] {
-            let mut block = [[0; 16]; STEPS];
-            for (to, from) in block.iter_mut().zip(from.chunks_exact(ROWS)) {
-                to.copy_from_slice(&from[half..half + 16]);
-            }
-            // SAFETY: the target has 16 lines of 16 steps from this half on, and the machine AVX-512.
-            unsafe { transpose_avx512(&block, to[half * STEPS..].as_mut_ptr(), STEPS, STEPS) };
+        // SAFETY: the target has 32 lines of 16 steps.
+        unsafe { turn(from, to.as_mut_ptr(), STEPS) };
+    }
+}
+
+/// Transposes 16 steps of 32 lanes into 32 lines, `stride` apart.
+///
+/// # Safety
+/// The target has 16 lanes of each line, and the machine AVX-512.
+unsafe fn turn(from: &[u32], to: *mut u32, stride: usize) {
+    for half in [0, 16] {
+        let mut block = [[0; 16]; 16];
+        for (to, from) in block.iter_mut().zip(from.chunks_exact(ROWS)) {
+            to.copy_from_slice(&from[half..half + 16]);
         }
+        // SAFETY: the caller's promise.
+        unsafe { transpose_avx512(&block, to.add(half * stride), stride, 16) };
     }
 }
 
@@ -129,15 +138,8 @@ fn by_rows<T: Element>(engine: Engine, from: Lines<'_, T>, strip: Strip) -> Vec<
     lanes[strip.len * ROWS..].fill(0);
     let mut rows = vec![0_f32; ROWS * len];
     for (step, lanes) in lanes.chunks_exact(ROWS * 16).enumerate() {
-        for half in [0, 16] {
-            let mut block = [[0; 16]; 16];
-            for (to, from) in block.iter_mut().zip(lanes.chunks_exact(ROWS)) {
-                to.copy_from_slice(&from[half..half + 16]);
-            }
-            let to = rows[half * len + step * 16..].as_mut_ptr().cast();
-            // SAFETY: the target has 16 rows of 16 elements from here on, and the machine AVX-512.
-            unsafe { transpose_avx512(&block, to, len, 16) };
-        }
+        // SAFETY: the target has 32 rows of 16 elements from here on, and the machine AVX-512.
+        unsafe { turn(lanes, rows[step * 16..].as_mut_ptr().cast(), len) };
     }
     rows
 }

@@ -1,4 +1,4 @@
-//! Products of bf16 weights in tiles of AMX, whose arithmetic takes so little time that the rest is
+//! Products in tiles of AMX, of bf16 or of f32 as sums of three bf16, whose arithmetic takes so little time that the rest is
 //! what counts: panels come from the second-level cache; a result is rounded and put where it
 //! belongs while the next one is made; so are the weights of the next block asked for.
 //!
@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use super::{
     Elements, Job, Shared,
     amx::{self, Place, Plan, ROWS, STEPS, Sums},
+    blocked::SERIAL,
     engine::Engine,
     panels::{self, Extra},
     scratch::Scratch,
@@ -30,8 +31,6 @@ struct Cut {
     height: usize,
     strips: usize,
 }
-/// Multiplications below which tasks cost more than they bring.
-const SERIAL: usize = 1 << 17;
 
 /// Where a product goes.
 #[derive(Clone, Copy)]
@@ -197,7 +196,7 @@ impl Piece<'_> {
     /// Multiplies strips of the right factor with panels of the left one.
     #[expect(unsafe_code, reason = "tile kernels take pointers")]
     fn block(&self, [strips, next]: [Range<usize>; 2], panels: Range<usize>, left: &[u32]) {
-        let [_, steps] = self.steps();
+        let ([_, steps], panel_len) = (self.steps(), self.panel_len());
         let right = self.pack_right(&strips);
         let mut sums = [Sums::new(), Sums::new()];
         let sums = sums.each_mut().map(Sums::as_mut_ptr);
@@ -214,7 +213,7 @@ impl Piece<'_> {
                 let whole = size == [ROWS; 2];
                 let begin = self.begin.map(|begin| begin.place(row, column));
                 plan.left = left[row * steps * self.planes..].as_ptr();
-                plan.right = right[j * self.panel_len()..].as_ptr();
+                plan.right = right[j * panel_len..].as_ptr();
                 let start = begin.filter(|_| whole);
                 (plan.start, plan.start_row) = start.unwrap_or((std::ptr::null(), 0));
                 plan.sums = sums[number % 2]; // the other one waits
