@@ -249,21 +249,20 @@ pub(crate) struct Linear<'a> {
     pub(crate) weight: &'a Weight,
     pub(crate) bias: Option<&'a [f32]>,
     pub(crate) terms: &'a [Term<'a>],
-    /// Whether the result is rounded to bf16.
-    pub(crate) narrow: bool,
 }
 
-/// `x·Wᵀ + bias + Σ terms` for `x` `[n, in]` and `w` `[out, in]`: `[n, out]`.
+/// `x·Wᵀ + bias + Σ terms` for `x` `[n, in]` and `w` `[out, in]`: `[n, out]`, rounded to bf16 if
+/// `narrow`.
 ///
 /// bf16 weights are multiplied as bf16, `x` rounded to it, where the machine is fast at that;
 /// sums are f32 in any case.
-pub(crate) fn linear(of: Linear<'_>) -> Result<Computed> {
-    by_weight(of, of.weight.matrix("linear")?)
+pub(crate) fn linear(of: Linear<'_>, narrow: bool) -> Result<Computed> {
+    by_weight(of, of.weight.matrix("linear")?, narrow)
 }
 
 /// `dy·W + Σ terms` for `dy` `[n, out]`, which stands for `x`, and `w` `[out, in]`: `[n, in]`.
-pub(crate) fn linear_input_gradient(of: Linear<'_>) -> Result<Computed> {
-    by_weight(of, of.weight.matrix("linear")?.transposed())
+pub(crate) fn linear_input_gradient(of: Linear<'_>, narrow: bool) -> Result<Computed> {
+    by_weight(of, of.weight.matrix("linear")?.transposed(), narrow)
 }
 
 /// [`linear`] into memory of `n` rows, of the type that decides about rounding.
@@ -317,11 +316,11 @@ impl Room for bf16 {
 
 /// `x·Mᵀ` with `m` reading the weight's memory.
 #[expect(unsafe_code, reason = "the result isn't written before the product does")]
-fn by_weight(of: Linear<'_>, m: Matrix) -> Result<Computed> {
+fn by_weight(of: Linear<'_>, m: Matrix, narrow: bool) -> Result<Computed> {
     let len = of.n * m.rows;
     with_job(of, m, |job| {
         #[cfg(target_arch = "x86_64")]
-        if of.narrow && job.planes() == Some(1) {
+        if narrow && job.planes() == Some(1) {
             let mut y = Vec::with_capacity(len);
             // SAFETY: the capacity holds every row, and the product writes every element.
             unsafe {
@@ -336,7 +335,7 @@ fn by_weight(of: Linear<'_>, m: Matrix) -> Result<Computed> {
             job.run_into(y.as_mut_ptr(), m.rows);
             y.set_len(len);
         }
-        Computed::of(y, of.narrow)
+        Computed::of(y, narrow)
     })
 }
 

@@ -265,7 +265,7 @@ fn forward<T: Room>(
             .map(|(t, h)| Term { left: View::new(h, n, t.r), right: t.b_of(*expert, out).t() })
             .collect();
         let (weight, terms) = (&layout.matrix(stack, *expert)?, &*terms);
-        product::linear_into(y, Linear { x, n, weight, bias: None, terms, narrow: false })?;
+        product::linear_into(y, Linear { x, n, weight, bias: None, terms })?;
         Ok(hidden)
     });
     Ok((T::computed(y), hidden.into_iter().collect::<Result<_>>()?))
@@ -368,7 +368,7 @@ impl Saved {
                 .map(|(t, dh)| Term { left: View::new(dh, n, t.r), right: t.a_of(expert).t() })
                 .collect();
             let (weight, terms) = (&self.layout.matrix(&self.weight, expert)?, &*terms);
-            let of = Linear { x: dy, n, weight, bias: None, terms, narrow: false };
+            let of = Linear { x: dy, n, weight, bias: None, terms };
             product::linear_input_gradient_into(dx, of)?;
         }
         let matrix = x.filter(|_| self.need_matrix == Some(true));

@@ -201,7 +201,7 @@ fn forward(
         .collect();
     let bias = whole_bias(bias, terms, out)?;
     let (x, bias, terms_of) = (x.elements(), bias.as_deref(), &low_rank);
-    let y = product::linear(Linear { x, n, weight: w, bias, terms: terms_of, narrow })?;
+    let y = product::linear(Linear { x, n, weight: w, bias, terms: terms_of }, narrow)?;
     let hidden = terms.iter().zip(hidden).map(|(t, h)| tensor(h, &[n, t.a.dims()[0]]));
     Ok((y.tensor(&[n, out])?, hidden.collect::<Result<_>>()?))
 }
@@ -328,8 +328,9 @@ impl Saved {
                 Term { left: View::new(dh, n, r), right: View::new(a, r, input).t() }
             })
             .collect();
-        let (weight, terms, narrow) = (&self.matrix, &*terms, self.narrow);
-        product::linear_input_gradient(Linear { x: dy, n, weight, bias: None, terms, narrow })
+        let (weight, terms) = (&self.matrix, &*terms);
+        let of = Linear { x: dy, n, weight, bias: None, terms };
+        product::linear_input_gradient(of, self.narrow)
     }
 
     fn matrix_gradient(

@@ -112,12 +112,12 @@ impl Layer<'_> {
         let done = dx.as_ref().map_or(0, |dx| dx.len());
         let mut rows = vec![Row::new(); n];
         for (panel, weight) in self.panels(n)? {
-            let of = Linear { x, n, weight: &weight, bias: None, terms: &[], narrow: false };
-            let mut z = product::linear(of)?.wide();
+            let of = Linear { x, n, weight: &weight, bias: None, terms: &[] };
+            let mut z = product::linear(of, false)?.wide();
             let factors = self.absorb(&mut rows, targets, &mut z, panel.clone());
             let Some(dx) = dx.as_deref_mut() else { continue };
             let of = Linear { x: Elements::F32(&z), ..of };
-            let part = product::linear_input_gradient(of)?.wide();
+            let part = product::linear_input_gradient(of, false)?.wide();
             match dx.get_mut(done..).filter(|so_far| !so_far.is_empty()) {
                 Some(so_far) => so_far
                     .par_chunks_mut(hidden.max(1))
