@@ -82,7 +82,12 @@ fn map(file: &File) -> std::io::Result<Mmap> {
     // SAFETY: the mapping is read-only and private. A file that another process shortens while it
     // is mapped ends this one with a bus error; model folders are documented as not to be changed
     // under a running program.
-    unsafe { Mmap::map(file) }
+    let map = unsafe { Mmap::map(file) }?;
+    // What is read in rows far apart wants few pages: what the system reads from now on it keeps in
+    // large ones, where it can.
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::HugePage);
+    Ok(map)
 }
 
 /// A frozen tensor of any shape. Cheap to clone.

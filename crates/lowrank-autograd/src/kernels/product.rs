@@ -143,12 +143,20 @@ impl<'a> Factor<'a> {
         }
     }
 
-    /// One element of an f32 factor.
+    /// One element.
     fn element(&self, line: usize, step: usize) -> f32 {
-        let at = line * self.line_stride + step * self.step_stride;
+        self.number(line * self.line_stride + step * self.step_stride)
+    }
+
+    /// Puts the elements of a line at the end of `numbers`.
+    #[cfg(target_arch = "x86_64")]
+    fn extend_by_line(&self, line: usize, numbers: &mut Vec<f32>) {
+        let start = line * self.line_stride;
         match self.elements {
-            Elements::F32(data) => data.get(at).copied().unwrap_or_default(),
-            _ => 0.0,
+            Elements::F32(data) if self.step_stride == 1 => {
+                numbers.extend_from_slice(&data[start..start + self.inner]);
+            }
+            _ => numbers.extend((0..self.inner).map(|step| self.element(line, step))),
         }
     }
 

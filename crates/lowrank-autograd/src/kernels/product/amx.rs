@@ -93,8 +93,8 @@ impl Drop for Tiles {
 macro_rules! turn {
     () => {
         "tileloadd tmm4, [{a} + {w} * 1]
-         tileloadd tmm6, [{b} + {w} * 2]
-         tileloadd tmm7, [{b} + {w} * 2 + 64]
+         tileloaddt1 tmm6, [{b} + {w} * 2]
+         tileloaddt1 tmm7, [{b} + {w} * 2 + 64]
          tdpbf16ps tmm0, tmm4, tmm6
          tileloadd tmm5, [{a} + {w} * 1 + 1024]
          tdpbf16ps tmm1, tmm4, tmm7

@@ -45,17 +45,20 @@ pub(super) fn lines<'a, const HEIGHT: usize>(
 /// [`lines`] of bf16 as they are.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(super) fn copy_lines<'a, const HEIGHT: usize>(
-    lines: impl Iterator<Item = &'a [bf16]>,
+    lines: impl Iterator<Item = &'a [bf16]> + Clone,
     len: usize,
     to: &mut [u32],
 ) {
+    const TILES: usize = 8; // few enough for the first-level cache
     let to = to.as_chunks_mut::<LANES>().0;
-    for (i, line) in lines.enumerate() {
-        let line = line.get(..len).unwrap_or_default();
-        for (part, to) in to.chunks_exact_mut(HEIGHT).enumerate() {
-            let pairs = load_pairs(line, part * 2 * LANES);
-            // SAFETY: the target is one vector.
-            unsafe { _mm512_storeu_si512(to[i].as_mut_ptr().cast(), pairs) };
+    for (block, to) in to.chunks_mut(TILES * HEIGHT).enumerate() {
+        for (i, line) in lines.clone().enumerate() {
+            let line = line.get(..len).unwrap_or_default();
+            for (part, to) in to.chunks_exact_mut(HEIGHT).enumerate() {
+                let pairs = load_pairs(line, (block * TILES + part) * 2 * LANES);
+                // SAFETY: the target is one vector.
+                unsafe { _mm512_storeu_si512(to[i].as_mut_ptr().cast(), pairs) };
+            }
         }
     }
 }
@@ -126,6 +129,32 @@ pub(super) fn weave([low, high]: [&[bf16]; 2], first: usize, to: &mut [u32]) {
     }
 }
 
+/// Lanes that [`weave_rows`] fills: 16 steps of 32.
+pub(super) const WOVEN: usize = LANES * 2 * LANES;
+
+/// [`weave`] of 32 elements of each of 32 rows, `stride` elements apart; as many below are asked
+/// for. With so few instructions a row, reads of many rows are under way at once.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn weave_rows(from: &[bf16], stride: usize, to: &mut [u32]) {
+    const HEIGHT: usize = 2 * LANES;
+    assert!(from.len() >= (HEIGHT - 1) * stride + 2 * LANES, "rows end early");
+    assert_eq!(to.len(), WOVEN);
+    let orders = [weaving::<0, { 2 * LANES }>(), weaving::<LANES, { 3 * LANES }>()];
+    for (step, to) in to.chunks_exact_mut(2 * LANES).enumerate() {
+        let at = |row: usize| from.as_ptr().wrapping_add(row * stride);
+        _mm_prefetch::<_MM_HINT_T0>(at(HEIGHT + 2 * step).cast());
+        _mm_prefetch::<_MM_HINT_T0>(at(HEIGHT + 2 * step + 1).cast());
+        // SAFETY: the rows have 32 elements from here on, and the target two vectors.
+        unsafe {
+            let low = _mm512_loadu_si512(at(2 * step).cast());
+            let high = _mm512_loadu_si512(at(2 * step + 1).cast());
+            let to = to.as_mut_ptr().cast::<__m512i>();
+            to.write_unaligned(_mm512_permutex2var_epi16(low, orders[0], high));
+            to.add(1).write_unaligned(_mm512_permutex2var_epi16(low, orders[1], high));
+        }
+    }
+}
+
 /// The order of a vector whose elements alternate: from number `first` on, and from `second` on.
 #[target_feature(enable = "avx512f")]
 fn weaving<const FIRST: usize, const SECOND: usize>() -> __m512i {
@@ -176,6 +205,15 @@ fn split([mut low, mut high]: [__m512; 2]) -> [__m512i; 3] {
         rounded = _mm512_cvtne2ps_pbh(high, low);
     }
     parts
+}
+
+/// The bits of the parts of [`split`] of up to 32 numbers.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) fn parts(numbers: &[f32]) -> [[u16; 2 * LANES]; 3] {
+    let one = _mm512_set1_ps(1.0);
+    // SAFETY: vectors of the same size.
+    split([load(numbers, 0, one), load(numbers, LANES, one)])
+        .map(|part| unsafe { std::mem::transmute::<__m512i, [u16; 2 * LANES]>(part) })
 }
 
 #[inline]

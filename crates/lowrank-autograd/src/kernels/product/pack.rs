@@ -284,7 +284,24 @@ fn round_f32_steps(from: Lines<'_, f32>, strip: Strip, panels: &mut [&mut [u32]]
 /// The same of bf16 as they are.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 fn weave_bf16_steps(from: Lines<'_, bf16>, strip: Strip, panels: &mut [&mut [u32]]) {
-    two_steps(from, strip, panels, |rows, first, to| narrow::weave(rows, first, to));
+    let (width, stride) = (strip.width, from.step_stride);
+    let steps = panels.first().map_or(0, |panel| panel.len() / width);
+    for first in (0..steps).step_by(BLOCK) {
+        let block = first..steps.min(first + BLOCK);
+        let rows = (strip.first + 2 * first) * stride + strip.first_line;
+        for (i, panel) in panels.iter_mut().enumerate() {
+            let (column, to) = (i * width, &mut panel[first * width..block.end * width]);
+            let there = 2 * (first + BLOCK) <= strip.len && column + width <= strip.lines;
+            if there && to.len() == narrow::WOVEN {
+                narrow::weave_rows(from.data.get(rows + column..).unwrap_or_default(), stride, to);
+                continue;
+            }
+            for (step, to) in block.clone().zip(to.chunks_exact_mut(width)) {
+                let rows = [0, 1].map(|i| elements(from, &strip, 2 * step + i));
+                narrow::weave(rows, column, to);
+            }
+        }
+    }
 }
 
 /// Has `weave` fill each panel's lanes of two steps, from their elements of this number on.

@@ -2,10 +2,8 @@
 
 #![expect(unsafe_code, reason = "calls of functions compiled for another instruction set")]
 
-use half::bf16;
-
 use super::{
-    super::elementwise::piece,
+    super::{elementwise::piece, simd::prefetch},
     Factor,
     amx::{PLANES, ROWS, STEPS},
     element::{Element, Lines},
@@ -90,6 +88,11 @@ pub(super) fn pack_right(
                     let start = (first_line + line) * stride + first;
                     data.get(start..start + len).filter(|_| line < lines).unwrap_or_default()
                 };
+                // Transposing reads across the lines, which memory sends faster along them.
+                for line in 0..ROWS {
+                    let line = at(line);
+                    (0..line.len()).step_by(32).for_each(|element| prefetch(line, element));
+                }
                 // SAFETY: a machine with tiles of bf16 has AVX-512.
                 unsafe { narrow::transpose_lines(at, panel) };
             }
@@ -224,74 +227,53 @@ impl Extra<'_> {
 
     /// Packs rows `first..first + rows` of the left side.
     pub(super) fn pack_left(&self, first: usize, rows: usize, out: &mut [u32]) {
-        out.fill(0);
-        for row in 0..rows {
-            let columns = self.tails.iter().flat_map(|(left, _)| {
-                (0..left.inner).map(move |column| left.element(first + row, column))
-            });
-            for (i, v) in columns.chain(self.bias.map(|_| 1.0)).enumerate() {
-                self.put(
-                    i,
-                    v,
-                    [0, 1, 0],
-                    |tile, within| (tile * ROWS + row) * 16 + within / 2,
-                    out,
-                );
-            }
-        }
+        let numbers = |row: usize, numbers: &mut Vec<f32>| {
+            self.tails.iter().for_each(|(left, _)| left.extend_by_line(first + row, numbers));
+            numbers.extend(self.bias.map(|_| 1.0));
+        };
+        let lane = |tile, row, pair| (tile * ROWS + row) * STEPS + pair;
+        self.pack(rows, [0, 1, 0], numbers, lane, out);
     }
 
     /// Packs columns `first..first + columns` of the right side.
     pub(super) fn pack_right(&self, first: usize, columns: usize, out: &mut [u32]) {
+        let numbers = |column: usize, numbers: &mut Vec<f32>| {
+            self.tails.iter().for_each(|(_, right)| right.extend_by_line(first + column, numbers));
+            numbers.extend(self.bias.and_then(|bias| bias.get(first + column)));
+        };
+        let lane = |tile, column, pair| (tile * STEPS + pair) * ROWS + column;
+        self.pack(columns, [0, 0, 1], numbers, lane, out);
+    }
+
+    /// Packs the `numbers` of so many lines, each number's parts side by side in this order, or in
+    /// planes. `lane` finds the lane of a line's pair within a tile.
+    fn pack(
+        &self,
+        lines: usize,
+        order: [usize; 3],
+        numbers: impl Fn(usize, &mut Vec<f32>),
+        lane: impl Fn(usize, usize, usize) -> usize,
+        out: &mut [u32],
+    ) {
         out.fill(0);
-        for column in 0..columns {
-            let lines = self.tails.iter().flat_map(|(_, right)| {
-                (0..right.inner).map(move |i| right.element(first + column, i))
-            });
-            let bias = self.bias.and_then(|bias| bias.get(first + column)).copied();
-            for (i, v) in lines.chain(bias).enumerate() {
-                self.put(
-                    i,
-                    v,
-                    [0, 0, 1],
-                    |tile, within| (tile * STEPS + within / 2) * ROWS + column,
-                    out,
-                );
+        let mut of_line = Vec::new();
+        for line in 0..lines {
+            of_line.clear();
+            numbers(line, &mut of_line);
+            for (block, numbers) in of_line.chunks(ROWS).enumerate() {
+                // SAFETY: a machine with tiles of bf16 converts to bf16.
+                let parts = unsafe { narrow::parts(numbers) };
+                for i in 0..numbers.len() {
+                    for (n, part) in order.into_iter().enumerate() {
+                        let at = 3 * (block * ROWS + i) + n;
+                        let (tile, place, part) = match self.planes {
+                            1 => (at / ROWS, at % ROWS, parts[part][i]),
+                            planes => (block * planes + n, i, parts[n][i]),
+                        };
+                        out[lane(tile, line, place / 2)] |= u32::from(part) << (16 * (place % 2));
+                    }
+                }
             }
         }
     }
-
-    /// Puts the parts of column number `i`'s number: side by side, in this order, or in planes.
-    /// `lane` finds the lane of a place within a tile.
-    fn put(
-        &self,
-        i: usize,
-        v: f32,
-        order: [usize; 3],
-        lane: impl Fn(usize, usize) -> usize,
-        out: &mut [u32],
-    ) {
-        let parts = split(v);
-        for (n, part) in order.into_iter().enumerate() {
-            let (tile, within, part) = match self.planes {
-                1 => ((3 * i + n) / 32, (3 * i + n) % 32, parts[part]),
-                planes => (i / 32 * planes + n, i % 32, parts[n]),
-            };
-            out[lane(tile, within)] |= u32::from(part.to_bits()) << (16 * (within % 2));
-        }
-    }
-}
-
-/// A number as the sum of three bf16, the largest first.
-fn split(v: f32) -> [bf16; PLANES] {
-    let nearest = bf16::from_f32(v);
-    // The nearest one of a finite number may be infinite: then the one towards zero.
-    let high = if nearest.is_finite() || !v.is_finite() {
-        nearest
-    } else {
-        bf16::from_bits((v.to_bits() >> 16) as u16)
-    };
-    let rest = v - high.to_f32();
-    let middle = bf16::from_f32(rest);
-    [high, middle, bf16::from_f32(rest - middle.to_f32())]
 }

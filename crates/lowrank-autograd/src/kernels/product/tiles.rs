@@ -20,16 +20,30 @@ use super::{
     setting::Setting,
 };
 
-/// Most elements of the inner dimension, and rows, that are multiplied at a time, and strips of a
-/// block: of bf16.
-const NARROW: Cut = Cut { inner: 2048, height: 512, strips: 6 };
-/// The same of f32, whose panels are three times as large, and whose products take longest.
-const SPLIT: Cut = Cut { inner: 576, height: 256, strips: 3 };
+/// Of bf16: the first-level cache holds a chunk of a panel of the left factor, the second-level one
+/// the sums of a block.
+const NARROW: Cut = Cut { inner: usize::MAX, chunk: 576, height: 512, strips: 8 };
+/// Of f32, whose panels are three times as large, and whose products take longest: the second-level
+/// cache holds a piece of the left factor.
+const SPLIT: Cut = Cut { inner: 576, chunk: 576, height: 256, strips: 3 };
 
+/// Most that is multiplied at a time.
 struct Cut {
+    /// Elements of the inner dimension that go through all columns before the next ones do.
     inner: usize,
+    /// Elements of these that go through a block before the next ones do.
+    chunk: usize,
+    /// Rows.
     height: usize,
+    /// Strips of columns of a block.
     strips: usize,
+}
+
+/// So many equal parts of a dimension, the last one shorter, that none is longer than `most`, each a
+/// multiple of a tile's.
+fn parts(len: usize, most: usize) -> usize {
+    let parts = len.div_ceil(most).max(1);
+    len.div_ceil(parts).next_multiple_of(2 * STEPS)
 }
 
 /// Where a product goes.
@@ -83,6 +97,8 @@ struct Piece<'a> {
     rows: [usize; 2],
     /// First and number of elements of the inner dimension.
     inner: [usize; 2],
+    /// How many of them go through a block at a time.
+    chunk: usize,
     extra: Extra<'a>,
     /// Whether sums begin with what stands there; from row 0 on.
     begin: Option<Rows<Shared>>,
@@ -103,8 +119,8 @@ impl Job<'_> {
         let setting = Setting::of(Engine::Amx, true);
         let (m, n, k) = (self.a.lines, self.b.lines, self.a.inner);
         let cut = if planes == 1 { NARROW } else { SPLIT };
-        let pieces = k.div_ceil(cut.inner).max(1);
-        let len = k.div_ceil(pieces).next_multiple_of(2 * STEPS);
+        let len = parts(k, cut.inner).max(1);
+        let pieces = k.div_ceil(len).max(1);
         for row in (0..m).step_by(cut.height) {
             let rows = cut.height.min(m - row);
             // Rounded once, at the end.
@@ -131,6 +147,7 @@ impl Job<'_> {
                     strips: cut.strips,
                     rows: [row, rows],
                     inner: [first, len.min(k - first)],
+                    chunk: parts(len.min(k - first), cut.chunk).max(1),
                     extra: Extra { tails, bias: self.bias.filter(|_| is_last), planes },
                     begin: (self.add || piece > 0).then_some(between),
                     to: Rows { at: to, stride },
@@ -146,6 +163,21 @@ impl Piece<'_> {
     fn steps(&self) -> [usize; 2] {
         let main = self.inner[1].div_ceil(2).next_multiple_of(STEPS);
         [main, main + self.extra.steps()]
+    }
+
+    fn chunks(&self) -> usize {
+        self.inner[1].div_ceil(self.chunk).max(1)
+    }
+
+    /// First and number of elements of the inner dimension of a chunk, and the steps of its panels
+    /// as of those of all.
+    fn chunk(&self, number: usize) -> ([usize; 2], [usize; 2]) {
+        let before = number * self.chunk;
+        let len = self.chunk.min(self.inner[1] - before);
+        let main = len.div_ceil(2).next_multiple_of(STEPS);
+        let is_last = number + 1 == self.chunks();
+        let all = main + if is_last { self.extra.steps() } else { 0 };
+        ([self.inner[0] + before, len], [main, all])
     }
 
     fn multiply(&self) {
@@ -196,8 +228,9 @@ impl Piece<'_> {
     /// Multiplies strips of the right factor with panels of the left one.
     #[expect(unsafe_code, reason = "tile kernels take pointers")]
     fn block(&self, [strips, next]: [Range<usize>; 2], panels: Range<usize>, left: &[u32]) {
-        let ([_, steps], panel_len) = (self.steps(), self.panel_len());
-        let right = self.pack_right(&strips);
+        let chunks = self.chunks();
+        let results = if chunks > 1 { panels.len() * strips.len() } else { 0 };
+        let mut between = Scratch::take(results * ROWS * ROWS);
         let mut sums = [Sums::new(), Sums::new()];
         let sums = sums.each_mut().map(Sums::as_mut_ptr);
         let mut plan = Plan::new();
@@ -205,38 +238,58 @@ impl Piece<'_> {
         let mut before = self.place(0, 0);
         // SAFETY: this runs where tiles exist.
         let _tiles = unsafe { amx::Tiles::configure() };
-        for (i, panel) in panels.enumerate() {
-            for (j, strip) in strips.clone().enumerate() {
-                let (row, column) = (panel * ROWS, strip * ROWS);
-                let (number, place) = (i * strips.len() + j, self.place(row, column));
-                let size = [self.rows[1] - row, self.of.b.lines - column].map(|len| len.min(ROWS));
-                let whole = size == [ROWS; 2];
-                let begin = self.begin.map(|begin| begin.place(row, column));
-                plan.left = left[row * steps * self.planes..].as_ptr();
-                plan.right = right[j * panel_len..].as_ptr();
-                let start = begin.filter(|_| whole);
-                (plan.start, plan.start_row) = start.unwrap_or((std::ptr::null(), 0));
-                plan.sums = sums[number % 2]; // the other one waits
-                self.fetch(&next, number, &mut plan);
-                // SAFETY: the panels hold `steps` steps, whole results are read and put where the
-                // target has room, and this thread's tiles are configured.
-                unsafe {
-                    plan.multiply(steps, self.planes, before);
-                    match whole {
-                        true => plan.waiting = plan.sums,
-                        false => {
-                            place.put_edge(plan.sums, size, begin);
+        for chunk in 0..chunks {
+            let (_, [_, steps]) = self.chunk(chunk);
+            let (is_first, is_last) = (chunk == 0, chunk + 1 == chunks);
+            let right = self.pack_right(&strips, chunk);
+            let ahead = if is_last { (&next, 0) } else { (&strips, chunk + 1) };
+            for (i, panel) in panels.clone().enumerate() {
+                for (j, strip) in strips.clone().enumerate() {
+                    let (row, column) = (panel * ROWS, strip * ROWS);
+                    let (number, place) = (i * strips.len() + j, self.place(row, column));
+                    let size =
+                        [self.rows[1] - row, self.of.b.lines - column].map(|len| len.min(ROWS));
+                    let whole = size == [ROWS; 2];
+                    let begin = self.begin.map(|begin| begin.place(row, column));
+                    plan.left = left[self.left_at(panel, chunk)..].as_ptr();
+                    plan.right = right[j * self.panel_len(chunk)..].as_ptr();
+                    let room: *mut f32 =
+                        between.as_mut_ptr().wrapping_add(number * ROWS * ROWS).cast();
+                    let start = match is_first {
+                        true => begin.filter(|_| whole),
+                        false => Some((room.cast_const().cast(), plan.sums_row)),
+                    };
+                    (plan.start, plan.start_row) = start.unwrap_or((std::ptr::null(), 0));
+                    // While one is made the other one waits.
+                    plan.sums = if is_last { sums[number % 2] } else { room };
+                    self.fetch(ahead, number, &mut plan);
+                    // SAFETY: the panels hold `steps` steps, whole results are read and put where
+                    // the target has room, and this thread's tiles are configured.
+                    unsafe {
+                        plan.multiply(steps, self.planes, before);
+                        match (is_last, whole) {
+                            (true, true) => plan.waiting = plan.sums,
+                            (true, false) => place.put_edge(plan.sums, size, begin),
+                            (false, _) => {}
+                        }
+                        if !(is_last && whole) {
                             plan.waiting = std::ptr::null();
                         }
                     }
+                    before = place;
                 }
-                before = place;
             }
         }
         if !plan.waiting.is_null() {
             // SAFETY: as above.
             unsafe { before.put(plan.waiting, 0) };
         }
+    }
+
+    /// Where a chunk of a panel of the left factor begins.
+    fn left_at(&self, panel: usize, chunk: usize) -> usize {
+        let [_, steps] = self.steps();
+        (panel * steps + chunk * self.chunk / 2) * ROWS * self.planes
     }
 
     /// The target's memory from an element on.
@@ -246,13 +299,13 @@ impl Piece<'_> {
         Place { at: at.at(row * stride + column), row_bytes: stride * at.size(), narrow }
     }
 
-    fn pack_right(&self, strips: &Range<usize>) -> Scratch {
-        let [main, steps] = self.steps();
-        let mut right = Scratch::take(strips.len() * self.panel_len());
+    fn pack_right(&self, strips: &Range<usize>, chunk: usize) -> Scratch {
+        let (inner, [main, steps]) = self.chunk(chunk);
+        let mut right = Scratch::take(strips.len() * self.panel_len(chunk));
         let first = strips.start * ROWS;
         let lines = (self.of.b.lines - first).min(strips.len() * ROWS);
         let mut beside = Vec::with_capacity(strips.len());
-        let panels = right.chunks_exact_mut(self.panel_len());
+        let panels = right.chunks_exact_mut(self.panel_len(chunk));
         let mut panels: Vec<&mut [u32]> = panels
             .map(|panel| {
                 let (own, rest) = panel.split_at_mut(main * ROWS * self.planes);
@@ -261,25 +314,27 @@ impl Piece<'_> {
             })
             .collect();
         match self.planes {
-            1 => panels::pack_right(&self.of.b, [first, lines], self.inner, &mut panels),
-            _ => panels::split_right(&self.of.b, [first, lines], self.inner, &mut panels),
+            1 => panels::pack_right(&self.of.b, [first, lines], inner, &mut panels),
+            _ => panels::split_right(&self.of.b, [first, lines], inner, &mut panels),
         }
-        for (i, out) in beside.into_iter().enumerate() {
-            let columns = ROWS.min(lines - i * ROWS);
-            self.extra.pack_right(first + i * ROWS, columns, out);
+        if steps > main {
+            for (i, out) in beside.into_iter().enumerate() {
+                let columns = ROWS.min(lines - i * ROWS);
+                self.extra.pack_right(first + i * ROWS, columns, out);
+            }
         }
         right
     }
 
     /// Lanes from one panel of the right factor to the next: not a multiple of a page, so that the
     /// same steps of all don't want the same lines of a cache.
-    fn panel_len(&self) -> usize {
-        let [_, steps] = self.steps();
+    fn panel_len(&self, chunk: usize) -> usize {
+        let (_, [_, steps]) = self.chunk(chunk);
         steps * ROWS * self.planes + 32
     }
 
-    /// What the tile of this number asks for of the strips that come next.
-    fn fetch(&self, strips: &Range<usize>, number: usize, plan: &mut Plan) {
+    /// What the tile of this number asks for of the strips and the chunk that come next.
+    fn fetch(&self, (strips, chunk): (&Range<usize>, usize), number: usize, plan: &mut Plan) {
         plan.fetch = [std::ptr::null(); 2];
         let b = &self.of.b;
         let (data, size) = match b.elements {
@@ -287,7 +342,7 @@ impl Piece<'_> {
             Elements::Bf16(data) => (data.as_ptr().cast(), size_of::<bf16>()),
             Elements::F16(data) => (data.as_ptr().cast(), size_of::<f16>()),
         };
-        let [first, len] = self.inner;
+        let ([first, len], _) = self.chunk(chunk);
         let at = |line: usize, element: usize| {
             let offset = line * b.line_stride + (first + element) * b.step_stride;
             data.wrapping_add(offset * size)
