@@ -35,9 +35,13 @@ pub(super) fn lines<'a, const HEIGHT: usize>(
     let scale = _mm512_set1_ps(scale);
     let to = to.as_chunks_mut::<LANES>().0;
     for (i, line) in lines.enumerate() {
-        let line = line.get(..len).unwrap_or_default();
-        for (part, to) in to.chunks_exact_mut(HEIGHT).enumerate() {
-            round_vector(line, part * 2 * LANES, scale, &mut to[i]);
+        let (whole, rest) = line.get(..len).unwrap_or_default().as_chunks::<{ 2 * LANES }>();
+        let (wide, ends) = to.split_at_mut((whole.len() * HEIGHT).min(to.len()));
+        for (from, to) in whole.iter().zip(wide.chunks_exact_mut(HEIGHT)) {
+            round_whole(from, scale, &mut to[i]);
+        }
+        for (part, to) in ends.chunks_exact_mut(HEIGHT).enumerate() {
+            round_vector(rest, part * 2 * LANES, scale, &mut to[i]);
         }
     }
 }
@@ -87,6 +91,17 @@ fn load_pairs(line: &[bf16], first: usize) -> __m512i {
     let mask = if rest.len() < 2 * LANES { (1 << rest.len()) - 1 } else { u32::MAX };
     // SAFETY: the mask keeps the load inside the slice.
     unsafe { _mm512_maskz_loadu_epi16(mask, rest.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn round_whole(from: &[f32; 2 * LANES], scale: __m512, to: &mut [u32; LANES]) {
+    // SAFETY: two vectors of f32, and one of pairs.
+    unsafe {
+        let low = _mm512_mul_ps(_mm512_loadu_ps(from.as_ptr()), scale);
+        let high = _mm512_mul_ps(_mm512_loadu_ps(from.as_ptr().add(LANES)), scale);
+        to.as_mut_ptr().cast::<__m512bh>().write_unaligned(_mm512_cvtne2ps_pbh(high, low));
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bf16")]
@@ -151,6 +166,29 @@ pub(super) fn weave_rows(from: &[bf16], stride: usize, to: &mut [u32]) {
             let to = to.as_mut_ptr().cast::<__m512i>();
             to.write_unaligned(_mm512_permutex2var_epi16(low, orders[0], high));
             to.add(1).write_unaligned(_mm512_permutex2var_epi16(low, orders[1], high));
+        }
+    }
+}
+
+/// [`weave_rows`] of f32, scaled and rounded.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(super) fn round_rows(from: &[f32], stride: usize, scale: f32, to: &mut [u32]) {
+    const HEIGHT: usize = 2 * LANES;
+    assert!(from.len() >= (HEIGHT - 1) * stride + 2 * LANES, "rows end early");
+    assert_eq!(to.len(), WOVEN);
+    let (order, scale) = (weaving::<0, LANES>(), _mm512_set1_ps(scale));
+    for (step, to) in to.chunks_exact_mut(2 * LANES).enumerate() {
+        for half in [0, LANES] {
+            // SAFETY: the rows have 32 elements from here on, and the target two vectors.
+            unsafe {
+                let low = from.as_ptr().add(2 * step * stride + half);
+                let [low, high] =
+                    [low, low.add(stride)].map(|row| _mm512_mul_ps(_mm512_loadu_ps(row), scale));
+                let pairs =
+                    std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+                let pairs = _mm512_permutexvar_epi16(order, pairs);
+                to.as_mut_ptr().add(half).cast::<__m512i>().write_unaligned(pairs);
+            }
         }
     }
 }

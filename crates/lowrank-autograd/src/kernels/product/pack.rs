@@ -278,45 +278,47 @@ vectorized! {
 /// The same of f32, by the machine's own instruction.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 fn round_f32_steps(from: Lines<'_, f32>, strip: Strip, panels: &mut [&mut [u32]]) {
-    two_steps(from, strip, panels, |rows, first, to| narrow::round(rows, first, strip.scale, to));
+    let block = |from: &[f32], stride, to: &mut [u32]| {
+        narrow::round_rows(from, stride, strip.scale, to);
+    };
+    let step =
+        |rows: [&[f32]; 2], first, to: &mut [u32]| narrow::round(rows, first, strip.scale, to);
+    woven_steps(from, strip, panels, block, step);
 }
 
 /// The same of bf16 as they are.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 fn weave_bf16_steps(from: Lines<'_, bf16>, strip: Strip, panels: &mut [&mut [u32]]) {
-    let (width, stride) = (strip.width, from.step_stride);
-    let steps = panels.first().map_or(0, |panel| panel.len() / width);
-    for first in (0..steps).step_by(BLOCK) {
-        let block = first..steps.min(first + BLOCK);
-        let rows = (strip.first + 2 * first) * stride + strip.first_line;
-        for (i, panel) in panels.iter_mut().enumerate() {
-            let (column, to) = (i * width, &mut panel[first * width..block.end * width]);
-            let there = 2 * (first + BLOCK) <= strip.len && column + width <= strip.lines;
-            if there && to.len() == narrow::WOVEN {
-                narrow::weave_rows(from.data.get(rows + column..).unwrap_or_default(), stride, to);
-                continue;
-            }
-            for (step, to) in block.clone().zip(to.chunks_exact_mut(width)) {
-                let rows = [0, 1].map(|i| elements(from, &strip, 2 * step + i));
-                narrow::weave(rows, column, to);
-            }
-        }
-    }
+    let block = |from: &[bf16], stride, to: &mut [u32]| narrow::weave_rows(from, stride, to);
+    let step = |rows: [&[bf16]; 2], first, to: &mut [u32]| narrow::weave(rows, first, to);
+    woven_steps(from, strip, panels, block, step);
 }
 
-/// Has `weave` fill each panel's lanes of two steps, from their elements of this number on.
+/// Fills panels with pairs of two steps: `block` those of 16 pairs of whole rows `stride` elements
+/// apart, `step` others, from the elements of two rows from this number on.
 #[inline(always)]
-fn two_steps<T: Element>(
+fn woven_steps<T: Element>(
     from: Lines<'_, T>,
     strip: Strip,
     panels: &mut [&mut [u32]],
-    weave: impl Fn([&[T]; 2], usize, &mut [u32]),
+    block: impl Fn(&[T], usize, &mut [u32]),
+    step: impl Fn([&[T]; 2], usize, &mut [u32]),
 ) {
-    let steps = panels.first().map_or(0, |panel| panel.len() / strip.width);
-    for step in 0..steps {
-        let rows = [elements(from, &strip, 2 * step), elements(from, &strip, 2 * step + 1)];
+    let (width, stride) = (strip.width, from.step_stride);
+    let steps = panels.first().map_or(0, |panel| panel.len() / width);
+    for first in (0..steps).step_by(BLOCK) {
+        let last = steps.min(first + BLOCK);
+        let rows = (strip.first + 2 * first) * stride + strip.first_line;
         for (i, panel) in panels.iter_mut().enumerate() {
-            weave(rows, i * strip.width, &mut panel[step * strip.width..][..strip.width]);
+            let (column, to) = (i * width, &mut panel[first * width..last * width]);
+            let there = 2 * (first + BLOCK) <= strip.len && column + width <= strip.lines;
+            if there && to.len() == narrow::WOVEN {
+                block(from.data.get(rows + column..).unwrap_or_default(), stride, to);
+                continue;
+            }
+            for (at, to) in (first..last).zip(to.chunks_exact_mut(width)) {
+                step([0, 1].map(|i| elements(from, &strip, 2 * at + i)), column, to);
+            }
         }
     }
 }
