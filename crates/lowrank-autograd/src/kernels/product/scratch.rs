@@ -24,6 +24,10 @@ impl Scratch {
     /// A buffer of `len` lanes with whatever an earlier use left in it.
     pub(crate) fn take(len: usize) -> Self {
         let needed = len.div_ceil(16);
+        if needed == 0 {
+            // Another one may want the buffer, which a cache still holds.
+            return Self { lines: Vec::new(), len };
+        }
         let mut lines = FREE.with_borrow_mut(|free| {
             let fits = free.iter().position(|lines| lines.len() >= needed);
             fits.map(|i| free.swap_remove(i)).or_else(|| free.pop()).unwrap_or_default()
@@ -38,6 +42,9 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let lines = std::mem::take(&mut self.lines);
+        if lines.is_empty() {
+            return;
+        }
         // At the end of a thread its free list may be gone before the last buffer.
         let _ = FREE.try_with(|free| free.borrow_mut().push(lines));
     }
