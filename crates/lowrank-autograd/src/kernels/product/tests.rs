@@ -187,6 +187,7 @@ fn inner_dimensions_and_rows_beyond_a_block_are_added_up() {
     for engine in Engine::all() {
         for dtype in 0..2 {
             Case { bias: true, ..case(5, 35, 1601, 8) }.check(Some(engine), 0, 0, dtype);
+            Case { add: true, ..case(40, 70, 1201, 3) }.check(Some(engine), 0, 1, dtype);
             case(701, 34, 33, 4).check(Some(engine), 0, 1, dtype);
             case(200, 200, 100, 0).check(Some(engine), 0, 0, dtype);
         }

@@ -39,11 +39,10 @@ struct Cut {
     strips: usize,
 }
 
-/// So many equal parts of a dimension, the last one shorter, that none is longer than `most`, each a
-/// multiple of a tile's.
+/// The length of equal parts of a dimension that are whole tiles, not much longer than `most`.
 fn parts(len: usize, most: usize) -> usize {
     let parts = len.div_ceil(most).max(1);
-    len.div_ceil(parts).next_multiple_of(2 * STEPS)
+    len.div_ceil(parts).next_multiple_of(2 * STEPS).max(1)
 }
 
 /// Where a product goes.
@@ -119,7 +118,7 @@ impl Job<'_> {
         let setting = Setting::of(Engine::Amx, true);
         let (m, n, k) = (self.a.lines, self.b.lines, self.a.inner);
         let cut = if planes == 1 { NARROW } else { SPLIT };
-        let len = parts(k, cut.inner).max(1);
+        let len = parts(k, cut.inner);
         let pieces = k.div_ceil(len).max(1);
         for row in (0..m).step_by(cut.height) {
             let rows = cut.height.min(m - row);
@@ -147,7 +146,7 @@ impl Job<'_> {
                     strips: cut.strips,
                     rows: [row, rows],
                     inner: [first, len.min(k - first)],
-                    chunk: parts(len.min(k - first), cut.chunk).max(1),
+                    chunk: parts(len.min(k - first), cut.chunk),
                     extra: Extra { tails, bias: self.bias.filter(|_| is_last), planes },
                     begin: (self.add || piece > 0).then_some(between),
                     to: Rows { at: to, stride },
@@ -210,8 +209,8 @@ impl Piece<'_> {
             let part = |i: usize, of: usize, all: usize| i * all / of..(i + 1) * all / of;
             let (block, cut) = (index / cuts, index % cuts);
             let next = if block + 1 < blocks { part(block + 1, blocks, strips) } else { 0..0 };
-            let columns = [part(block, blocks, strips), next];
-            self.block(columns, part(cut, cuts, panels), &left);
+            Block::new(self, &left, part(cut, cuts, panels), part(block, blocks, strips))
+                .run(&next);
         };
         match parallel {
             true => (0..blocks * cuts).into_par_iter().for_each(task),
@@ -223,67 +222,6 @@ impl Piece<'_> {
         let [first, len] = self.inner;
         let (lanes, scale) = (self.setting.lanes, self.of.scale);
         super::pack::Strip { first_line, lines, first, len, width: lines, lanes, scale }
-    }
-
-    /// Multiplies strips of the right factor with panels of the left one.
-    #[expect(unsafe_code, reason = "tile kernels take pointers")]
-    fn block(&self, [strips, next]: [Range<usize>; 2], panels: Range<usize>, left: &[u32]) {
-        let chunks = self.chunks();
-        let results = if chunks > 1 { panels.len() * strips.len() } else { 0 };
-        let mut between = Scratch::take(results * ROWS * ROWS);
-        let mut sums = [Sums::new(), Sums::new()];
-        let sums = sums.each_mut().map(Sums::as_mut_ptr);
-        let mut plan = Plan::new();
-        plan.sums_row = ROWS * size_of::<f32>();
-        let mut before = self.place(0, 0);
-        // SAFETY: this runs where tiles exist.
-        let _tiles = unsafe { amx::Tiles::configure() };
-        for chunk in 0..chunks {
-            let (_, [_, steps]) = self.chunk(chunk);
-            let (is_first, is_last) = (chunk == 0, chunk + 1 == chunks);
-            let right = self.pack_right(&strips, chunk);
-            let ahead = if is_last { (&next, 0) } else { (&strips, chunk + 1) };
-            for (i, panel) in panels.clone().enumerate() {
-                for (j, strip) in strips.clone().enumerate() {
-                    let (row, column) = (panel * ROWS, strip * ROWS);
-                    let (number, place) = (i * strips.len() + j, self.place(row, column));
-                    let size =
-                        [self.rows[1] - row, self.of.b.lines - column].map(|len| len.min(ROWS));
-                    let whole = size == [ROWS; 2];
-                    let begin = self.begin.map(|begin| begin.place(row, column));
-                    plan.left = left[self.left_at(panel, chunk)..].as_ptr();
-                    plan.right = right[j * self.panel_len(chunk)..].as_ptr();
-                    let room: *mut f32 =
-                        between.as_mut_ptr().wrapping_add(number * ROWS * ROWS).cast();
-                    let start = match is_first {
-                        true => begin.filter(|_| whole),
-                        false => Some((room.cast_const().cast(), plan.sums_row)),
-                    };
-                    (plan.start, plan.start_row) = start.unwrap_or((std::ptr::null(), 0));
-                    // While one is made the other one waits.
-                    plan.sums = if is_last { sums[number % 2] } else { room };
-                    self.fetch(ahead, number, &mut plan);
-                    // SAFETY: the panels hold `steps` steps, whole results are read and put where
-                    // the target has room, and this thread's tiles are configured.
-                    unsafe {
-                        plan.multiply(steps, self.planes, before);
-                        match (is_last, whole) {
-                            (true, true) => plan.waiting = plan.sums,
-                            (true, false) => place.put_edge(plan.sums, size, begin),
-                            (false, _) => {}
-                        }
-                        if !(is_last && whole) {
-                            plan.waiting = std::ptr::null();
-                        }
-                    }
-                    before = place;
-                }
-            }
-        }
-        if !plan.waiting.is_null() {
-            // SAFETY: as above.
-            unsafe { before.put(plan.waiting, 0) };
-        }
     }
 
     /// Where a chunk of a panel of the left factor begins.
@@ -366,5 +304,87 @@ impl Piece<'_> {
             plan.fetch = [at(line, element), at(line, element + turns)];
             plan.fetch_step = size * b.step_stride;
         }
+    }
+}
+
+/// Panels of the left factor, by strips of the right one.
+struct Block<'a> {
+    of: &'a Piece<'a>,
+    left: &'a [u32],
+    panels: Range<usize>,
+    strips: Range<usize>,
+    /// Sums of all results from one chunk to the next.
+    between: Scratch,
+    /// Those of the last chunk: while one is made the other one waits.
+    sums: [Sums; 2],
+    plan: Plan,
+    /// Where the result belongs that came before.
+    before: Place,
+}
+
+impl<'a> Block<'a> {
+    fn new(of: &'a Piece<'a>, left: &'a [u32], panels: Range<usize>, strips: Range<usize>) -> Self {
+        let results = if of.chunks() > 1 { panels.len() * strips.len() } else { 0 };
+        let between = Scratch::take(results * ROWS * ROWS);
+        let mut plan = Plan::new();
+        plan.sums_row = ROWS * size_of::<f32>();
+        let sums = [Sums::new(), Sums::new()];
+        Self { of, left, panels, strips, between, sums, plan, before: of.place(0, 0) }
+    }
+
+    /// Multiplies chunk after chunk; of the strips that come `next`, the first one is asked for.
+    #[expect(unsafe_code, reason = "tile kernels take pointers")]
+    fn run(&mut self, next: &Range<usize>) {
+        // SAFETY: this runs where tiles exist.
+        let _tiles = unsafe { amx::Tiles::configure() };
+        let (chunks, strips) = (self.of.chunks(), self.strips.clone());
+        for chunk in 0..chunks {
+            let right = self.of.pack_right(&strips, chunk);
+            let ahead = if chunk + 1 == chunks { (next, 0) } else { (&strips, chunk + 1) };
+            for number in 0..self.panels.len() * strips.len() {
+                self.of.fetch(ahead, number, &mut self.plan);
+                self.result(chunk, number, &right);
+            }
+        }
+        if !self.plan.waiting.is_null() {
+            // SAFETY: a whole result waits, and has room.
+            unsafe { self.before.put(self.plan.waiting, 0) };
+        }
+    }
+
+    /// Multiplies a chunk of the panel and the strip of a result.
+    #[expect(unsafe_code, reason = "tile kernels take pointers")]
+    fn result(&mut self, chunk: usize, number: usize, right: &[u32]) {
+        let (of, plan) = (self.of, &mut self.plan);
+        let (i, j) = (number / self.strips.len(), number % self.strips.len());
+        let (panel, strip) = (self.panels.start + i, self.strips.start + j);
+        let (row, column) = (panel * ROWS, strip * ROWS);
+        let size = [of.rows[1] - row, of.of.b.lines - column].map(|len| len.min(ROWS));
+        let (place, whole) = (of.place(row, column), size == [ROWS; 2]);
+        let (_, [_, steps]) = of.chunk(chunk);
+        plan.left = self.left[of.left_at(panel, chunk)..].as_ptr();
+        plan.right = right[j * of.panel_len(chunk)..].as_ptr();
+        let begin = of.begin.map(|begin| begin.place(row, column));
+        let between = self.between.as_mut_ptr().wrapping_add(number * ROWS * ROWS);
+        let start = match chunk {
+            0 => begin.filter(|_| whole),
+            _ => Some((between.cast_const().cast(), plan.sums_row)),
+        };
+        (plan.start, plan.start_row) = start.unwrap_or((std::ptr::null(), 0));
+        let is_last = chunk + 1 == of.chunks();
+        plan.sums =
+            if is_last { self.sums[number % 2].as_mut_ptr() } else { between.cast::<f32>() };
+        // SAFETY: the panels hold `steps` steps, sums have room where they stand, whole results are
+        // read and put where the target has room, and this thread's tiles are configured.
+        unsafe {
+            plan.multiply(steps, of.planes, self.before);
+            plan.waiting = std::ptr::null();
+            match (is_last, whole) {
+                (true, true) => plan.waiting = plan.sums,
+                (true, false) => place.put_edge(plan.sums, size, begin),
+                (false, _) => {}
+            }
+        }
+        self.before = place;
     }
 }
