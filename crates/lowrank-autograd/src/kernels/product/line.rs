@@ -15,9 +15,11 @@ use super::element::Element;
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::simd::{Level, level, prefetch_early};
 
-/// How many bytes ahead memory is asked for.
+/// How many bytes ahead memory is asked for, a cache line at a time.
 #[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 4096;
+#[cfg(target_arch = "x86_64")]
+const LINE: usize = 64;
 
 /// An element that a vector of f32 is loaded from.
 pub(super) trait Wide: Element {
@@ -123,7 +125,9 @@ macro_rules! line_dots {
             for at in (0..whole).step_by(U * $lanes) {
                 for u in 0..U {
                     // Rows follow each other: what the hardware asks for ends with its page.
-                    prefetch_early(row, at + u * $lanes + AHEAD / size_of::<T>());
+                    if (u * $lanes * size_of::<T>()).is_multiple_of(LINE) {
+                        prefetch_early(row, at + u * $lanes + AHEAD / size_of::<T>());
+                    }
                     // SAFETY: `U` vectors from `at` on lie in the row.
                     let w = unsafe { T::$name(row.as_ptr().add(at + u * $lanes)) };
                     for (sums, x) in sums.iter_mut().zip(&few) {
