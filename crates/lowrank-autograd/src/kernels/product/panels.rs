@@ -263,12 +263,12 @@ impl Extra<'_> {
             for (block, numbers) in of_line.chunks(ROWS).enumerate() {
                 // SAFETY: a machine with tiles of bf16 converts to bf16.
                 let parts = unsafe { narrow::parts(numbers) };
-                for i in 0..numbers.len() {
+                for (i, parts) in parts.iter().enumerate().take(numbers.len()) {
                     for (n, part) in order.into_iter().enumerate() {
                         let at = 3 * (block * ROWS + i) + n;
                         let (tile, place, part) = match self.planes {
-                            1 => (at / ROWS, at % ROWS, parts[part][i]),
-                            planes => (block * planes + n, i, parts[n][i]),
+                            1 => (at / ROWS, at % ROWS, parts[part]),
+                            planes => (block * planes + n, i, parts[n]),
                         };
                         out[lane(tile, line, place / 2)] |= u32::from(part) << (16 * (place % 2));
                     }
