@@ -307,17 +307,23 @@ fn woven_steps<T: Element>(
     let (width, stride) = (strip.width, from.step_stride);
     let steps = panels.first().map_or(0, |panel| panel.len() / width);
     for first in (0..steps).step_by(BLOCK) {
-        let last = steps.min(first + BLOCK);
-        let rows = (strip.first + 2 * first) * stride + strip.first_line;
-        for (i, panel) in panels.iter_mut().enumerate() {
-            let (column, to) = (i * width, &mut panel[first * width..last * width]);
-            let there = 2 * (first + BLOCK) <= strip.len && column + width <= strip.lines;
-            if there && to.len() == narrow::WOVEN {
-                block(from.data.get(rows + column..).unwrap_or_default(), stride, to);
-                continue;
-            }
-            for (at, to) in (first..last).zip(to.chunks_exact_mut(width)) {
-                step([0, 1].map(|i| elements(from, &strip, 2 * at + i)), column, to);
+        // Panels may hold fewer steps than the strip.
+        let there = first + BLOCK <= steps && 2 * (first + BLOCK) <= strip.len;
+        let there = there && BLOCK * width == narrow::WOVEN;
+        let whole = if there { (strip.lines / width).min(panels.len()) } else { 0 };
+        let (wide, others) = panels.split_at_mut(whole);
+        let start = (strip.first + 2 * first) * stride + strip.first_line;
+        for (i, panel) in wide.iter_mut().enumerate() {
+            let rows = from.data.get(start + i * width..).unwrap_or_default();
+            block(rows, stride, &mut panel[first * width..][..narrow::WOVEN]);
+        }
+        if others.is_empty() {
+            continue;
+        }
+        for at in first..steps.min(first + BLOCK) {
+            let rows = [0, 1].map(|i| elements(from, &strip, 2 * at + i));
+            for (i, panel) in others.iter_mut().enumerate() {
+                step(rows, (whole + i) * width, &mut panel[at * width..][..width]);
             }
         }
     }
