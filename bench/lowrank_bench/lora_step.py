@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 
+from . import gpu
 from .processes import Failed, Worker, available_memory, run
 from .results import at
 from .shapes import DTYPES, MODELS, data_folder, model_folder, sizes, task_of
@@ -35,7 +36,11 @@ logging_steps: 1
 save_strategy: "no"
 overwrite_output_dir: true
 output_dir: {output}
+device: {device}
 """
+
+#: Most steps of a measurement.
+STEPS = 400
 
 
 def measure(settings, results, cell, part="lora"):
@@ -128,7 +133,7 @@ class Lowrank:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         self.recipe, self.output = folder / "recipe.yaml", folder / "out"
-        self.binary = settings.lowrank
+        self.binary, self.device = settings.lowrank, settings.device
         self.recipe.write_text(
             RECIPE.format(
                 model=model_folder(settings, cell.shape, dtype),
@@ -140,12 +145,13 @@ class Lowrank:
                 batch=batch,
                 no_checkpointing=str(cell.checkpointing == "off").lower(),
                 output=self.output,
+                device=settings.device,
             )
         )
         # Warms the file cache and says how many steps a measurement needs.
         one, two = self.train(1), self.train(2)
         step = max(two.seconds - one.seconds, 1e-3)
-        self.steps = min(max(math.ceil(settings.seconds / step), 2), 40)
+        self.steps = min(max(math.ceil(settings.seconds / step), 2), STEPS)
         log = (self.output / "trainer_log.jsonl").read_text().splitlines()
         self.facts = {"first_loss": json.loads(log[0])["loss"]}
 
@@ -153,13 +159,15 @@ class Lowrank:
         return run([self.binary, "train", self.recipe, f"max_steps={steps}"])
 
     def measure(self):
-        short, long = self.train(1), self.train(1 + self.steps)
+        short = self.train(1)
+        with gpu.Peak() if self.device == "cuda" else contextlib.nullcontext() as peak:
+            long = self.train(1 + self.steps)
         return {
             "seconds": (long.seconds - short.seconds) / self.steps,
             "short_seconds": short.seconds,
             "long_seconds": long.seconds,
             "steps": self.steps,
-            "peak_bytes": long.peak_bytes,
+            "peak_bytes": peak.most if peak else long.peak_bytes,
         }
 
 
@@ -179,16 +187,22 @@ class Torch:
             "targets": cell.targets,
             "batch": batch,
             "checkpointing": cell.checkpointing == "on",
+            "device": settings.device,
         }
+        before = gpu.used() if settings.device == "cuda" else 0
         command = [settings.python, settings.workers / "train.py"]
         self.worker = stack.enter_context(Worker(command, question))
         first, second = (self.worker.ask({"steps": 1}) for _ in range(2))
-        self.steps = min(max(math.ceil(settings.seconds / second["seconds"]), 1), 40)
+        self.steps = min(max(math.ceil(settings.seconds / second["seconds"]), 1), STEPS)
         self.facts = {"first_loss": first["losses"][0], **self.worker.ready}
+        # Its allocator keeps what it once had, and no other side begins meanwhile.
+        self.on_gpu = gpu.used() - before if settings.device == "cuda" else None
 
     def measure(self):
         done = self.worker.ask({"steps": self.steps})
         memory = self.worker.ask({"memory": True})
+        if self.on_gpu is not None:
+            memory = {"peak_bytes": self.on_gpu}
         return {"seconds": done["seconds"] / self.steps, "steps": self.steps, **memory}
 
 

@@ -7,6 +7,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from . import gpu
+
 #: The CPU features that decide between kernels.
 FEATURES = (
     "avx2 fma avx512f avx512bw avx512vl avx512_bf16 avx512_fp16 amx_tile amx_bf16 asimd bf16"
@@ -35,6 +37,7 @@ def describe(settings):
         "processor": f"{cpu.get('model name', platform.processor())} ({family})",
         "cores": os.cpu_count(),
         "features": " ".join(f for f in FEATURES if f in flags),
+        **gpu_fields(settings),
         "memory GB": round(memory_bytes() / 1e9, 1),
         "system": f"{platform.system()} {platform.release()}",
         "load at the start": " ".join(f"{x:.2f}" for x in os.getloadavg()),
@@ -43,6 +46,13 @@ def describe(settings):
         "rustc": output(["rustc", "--version"]),
         **python_versions(settings),
     }
+
+
+def gpu_fields(settings):
+    """The GPU, if it is what is measured."""
+    if settings.device == "cpu":
+        return {}
+    return {"GPU": gpu.query("name"), "driver": gpu.query("driver_version")}
 
 
 def cpu_fields():

@@ -12,6 +12,8 @@ BENCH = Path(__file__).resolve().parent.parent
 PARTS = ("program", "products", "lora", "architectures", "decode", "minilm")
 #: What `--quick` leaves out.
 LONG = ("architectures", "minilm")
+#: What there is for a GPU.
+ON_GPU = ("lora", "architectures")
 TARGETS = ("q_proj,v_proj", "all-linear")
 TOKENS = ("1x512", "4x512", "1x2048")
 CHECKPOINTING = ("off", "on")
@@ -48,6 +50,7 @@ def parse(arguments=None):
     add("--checkpointing", choices=(*CHECKPOINTING, "both"), help="of activations")
     add("--pairs", type=int, help="counted pairs (default 7, with --quick 3)")
     add("--seconds", type=float, help="how long a side should run in a pair (default 8, quick 4)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where both sides train")
     add("--limit", type=float, default=1200, help="most seconds for a side in a cell")
     add("--out", type=Path, default=BENCH / "out", help="folder of results.json, report.md, png")
     add("--resume", action="store_true", help="keep the cells that results.json has")
@@ -64,6 +67,8 @@ def parse(arguments=None):
     settings.seconds = settings.seconds or (4.0 if settings.quick else 8.0)
     short = [part for part in PARTS if not settings.quick or part not in LONG]
     settings.only = settings.only or short
+    if settings.device != "cpu":
+        settings.only = [part for part in settings.only if part in ON_GPU]
     settings.architectures = [
         Cell(shape, targets, TOKENS[0], CHECKPOINTING[0])
         for shape in settings.architectures

@@ -52,7 +52,8 @@ class Run:
             target_modules=targets if targets == "all-linear" else targets.split(","),
             task_type=settings["task"],
         )
-        self.model = peft.get_peft_model(model, config)
+        self.device = settings["device"]
+        self.model = peft.get_peft_model(model, config).to(self.device)
         self.model.train()
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4, weight_decay=0.0)
@@ -65,7 +66,7 @@ class Run:
     def step(self):
         places = [(self.next + i) % len(self.input) for i in range(self.batch)]
         self.next += self.batch
-        input_ids, labels = self.input[places], self.labels[places]
+        input_ids, labels = (t[places].to(self.device) for t in (self.input, self.labels))
         loss = self.model(input_ids=input_ids, labels=labels, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)

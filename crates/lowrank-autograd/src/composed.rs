@@ -10,7 +10,17 @@ use std::cell::Cell;
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::{Dropout, Result, Value, Weight};
+use crate::{Dropout, Result, Value, Weight, kept::Kept};
+
+/// Returns what a kernel of [`cuda`](crate::cuda) computes, if the tensor lies on a GPU.
+macro_rules! on_gpu {
+    ($tensor:expr, $($kernel:tt)+) => {
+        #[cfg(feature = "cuda")]
+        if $tensor.device().is_cuda() {
+            return crate::cuda::$($kernel)+;
+        }
+    };
+}
 
 mod activation;
 mod adamw;
@@ -102,14 +112,33 @@ fn data(device: &Device, value: &Value) -> Result<Tensor> {
     on(device, value.data())
 }
 
-/// `x·w`, where `w` may be bf16: then the product is one of bf16 numbers, whose sums are f32 until
-/// they are rounded. f16 hasn't the range of `x` and is widened.
+/// A value's tensor on the device, row by row, as a product with others of `dtype` reads it.
+fn factor(device: &Device, value: &Value, dtype: DType) -> Result<Tensor> {
+    let data = data(device, value)?;
+    Ok(if dtype == DType::BF16 { Kept::composed(value, &data).into_tensor() } else { data })
+}
+
+/// `x·w`, where `w` may be bf16: then the product is one of bf16 numbers, whose sums are f32. f16
+/// hasn't the range of `x` and is widened.
 fn product(x: &Tensor, w: &Tensor) -> Result<Tensor> {
-    Ok(match w.dtype() {
-        DType::BF16 => x.to_dtype(DType::BF16)?.matmul(w)?.to_dtype(DType::F32)?,
-        DType::F16 => x.matmul(&w.to_dtype(DType::F32)?)?,
-        _ => x.matmul(w)?,
-    })
+    match w.dtype() {
+        DType::BF16 => matmul(&x.to_dtype(DType::BF16)?, w, 1.0),
+        DType::F16 => matmul(x, &w.to_dtype(DType::F32)?, 1.0),
+        _ => matmul(x, w, 1.0),
+    }
+}
+
+/// `scale·a·b` in f32, where both are f32 or both bf16.
+fn matmul(a: &Tensor, b: &Tensor, scale: f32) -> Result<Tensor> {
+    on_gpu!(a, matmul(a, b, scale));
+    let wide = |t: &Tensor| t.to_dtype(DType::F32);
+    Ok((wide(a)?.matmul(&wide(b)?)? * f64::from(scale))?)
+}
+
+/// `sum + scale·a·b`, of f32; nobody else may hold the memory of `sum`.
+fn add_product(sum: Tensor, a: &Tensor, b: &Tensor, scale: f32) -> Result<Tensor> {
+    on_gpu!(a, add_product(sum, a, b, scale));
+    Ok((sum + (a.matmul(b)? * f64::from(scale))?)?)
 }
 
 /// Numbers of rows or columns as a tensor that selects them.
@@ -129,6 +158,7 @@ fn factors(device: &Device, mask: &Dropout, rows: usize, columns: usize) -> Resu
 /// `x` with its mask applied, if there is one.
 fn masked(x: &Tensor, mask: Option<&Dropout>) -> Result<Tensor> {
     let Some(mask) = mask else { return Ok(x.clone()) };
+    on_gpu!(x, dropout(&x.contiguous()?, mask));
     let (rows, columns) = x.dims2()?;
     Ok((x * factors(x.device(), mask, rows, columns)?)?)
 }

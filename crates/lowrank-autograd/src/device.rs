@@ -74,7 +74,7 @@ fn cuda(_: usize) -> std::result::Result<Device, String> {
 fn cuda(number: usize) -> std::result::Result<Device, String> {
     #[cfg(target_os = "linux")]
     libraries::load()?;
-    Device::new_cuda(number).map_err(|error| {
+    crate::cuda::open(number).map_err(|error| {
         let text = error.to_string(); // with a backtrace below, if the environment asks for one
         format!("the driver refuses it: {}", text.lines().next().unwrap_or_default())
     })

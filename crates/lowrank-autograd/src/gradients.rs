@@ -46,12 +46,11 @@ impl Gradients {
 
     /// Square root of the sum of all squares, summed in f64 in the parameters' order.
     pub fn global_norm(&self) -> Result<f64> {
-        let mut sum = 0.0;
-        for buffer in self.buffers.values() {
-            sum += match composed::device([buffer]) {
-                Some(_) => composed::square_sum(buffer)?,
-                None => kernels::elementwise::sum_of_squares(buffer)?,
-            };
+        let elsewhere = |buffer: &&Tensor| composed::device([*buffer]).is_some();
+        let (there, here): (Vec<_>, Vec<_>) = self.buffers.values().partition(elsewhere);
+        let mut sum = composed::square_sum(&there)?;
+        for buffer in here {
+            sum += kernels::elementwise::sum_of_squares(buffer)?;
         }
         Ok(sum.sqrt())
     }

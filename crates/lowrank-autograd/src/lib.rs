@@ -11,6 +11,8 @@
 
 mod awake;
 mod composed;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod device;
 mod elements;
 mod error;

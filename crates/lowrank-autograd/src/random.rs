@@ -142,12 +142,15 @@ impl Dropout {
     }
 
     fn row(&self, row: usize) -> MaskRow {
-        MaskRow {
-            key: self.key,
-            row: self.rows.get(row).copied().unwrap_or_default(),
-            threshold: (f64::from(self.p) * 4_294_967_296.0) as u32,
-            keep: 1.0 / (1.0 - self.p),
-        }
+        let (_, threshold, keep) = self.numbers();
+        let row = self.rows.get(row).copied().unwrap_or_default();
+        MaskRow { key: self.key, row, threshold, keep }
+    }
+
+    /// The key, the least random word that keeps its element, and the factor of what is kept.
+    pub(crate) fn numbers(&self) -> (u64, u32, f32) {
+        let threshold = (f64::from(self.p) * 4_294_967_296.0) as u32;
+        (self.key.0, threshold, 1.0 / (1.0 - self.p))
     }
 }
 

@@ -95,6 +95,14 @@ impl Value {
         if half { Self { half: Some(Half::default()), ..self } } else { self }
     }
 
+    /// The value with its bf16 version, if one was made with it.
+    pub(crate) fn with_narrow(self, narrow: Option<Tensor>) -> Self {
+        if let (Some(place), Some(narrow)) = (&self.half, narrow) {
+            place.get_or_init(|| narrow);
+        }
+        self
+    }
+
     pub(crate) fn half(&self) -> Option<&Half> {
         self.half.as_ref()
     }

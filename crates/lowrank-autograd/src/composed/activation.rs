@@ -1,6 +1,6 @@
 //! Activation functions and gated units.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::{data, filled, sigmoid};
 use crate::{Result, Value, kept::Kept, ops::Activation};
@@ -70,28 +70,64 @@ fn tanh_share(x: &Tensor) -> Result<Tensor> {
 /// [`crate::ops::activation`].
 pub(crate) fn activation(x: &Value, f: Activation, device: &Device) -> Result<Value> {
     let x_data = data(device, x)?;
-    let y = of(f, &x_data)?;
-    Ok(Value::record("activation", y, [x], |_| {
+    let (y, narrow) = unit(f, &x_data, None, x.half().is_some())?;
+    let y = Value::record("activation", y, [x], |_| {
         let kept = Kept::composed(x, &x_data);
-        move |dy: Tensor| Ok([Some((dy * slope(f, &kept.tensor()?)?)?)])
-    }))
+        move |dy: Tensor| {
+            let [dx, _] = unit_gradients(f, &dy.contiguous()?, kept, None, [true, false])?;
+            Ok([dx])
+        }
+    });
+    Ok(y.with_narrow(narrow))
+}
+
+/// `f(g)·u`, or `f(g)` without `u`; with its bf16 version if `half` wants it.
+fn unit(
+    f: Activation,
+    g: &Tensor,
+    u: Option<&Tensor>,
+    half: bool,
+) -> Result<(Tensor, Option<Tensor>)> {
+    on_gpu!(g, gated(f, g, u, half));
+    let y = of(f, g)?;
+    let y = u.map_or(Ok(y.clone()), |u| y * u)?;
+    let narrow = half.then(|| y.to_dtype(DType::BF16)).transpose()?;
+    Ok((y, narrow))
+}
+
+/// The gradients of `g` and `u` in [`unit`], as far as they are `needed`; without `u` it is 1.
+fn unit_gradients(
+    f: Activation,
+    dy: &Tensor,
+    g: Kept,
+    u: Option<Kept>,
+    needed: [bool; 2],
+) -> Result<[Option<Tensor>; 2]> {
+    let [need_g, need_u] = needed;
+    on_gpu!(dy, gated_backward(f, dy, &g.into_tensor(), u.map(Kept::into_tensor), needed));
+    let g = g.tensor()?;
+    let du = need_u.then(|| -> Result<Tensor> { Ok((dy * of(f, &g)?)?) }).transpose()?;
+    let dg = |u: Option<Kept>| -> Result<Tensor> {
+        let dg = (dy * slope(f, &g)?)?;
+        Ok(match u {
+            Some(u) => (dg * u.tensor()?)?,
+            None => dg,
+        })
+    };
+    Ok([need_g.then(|| dg(u)).transpose()?, du])
 }
 
 /// [`crate::ops::gated`].
 pub(crate) fn gated(gate: &Value, up: &Value, f: Activation, device: &Device) -> Result<Value> {
     let (g, u) = (data(device, gate)?, data(device, up)?);
-    let y = (of(f, &g)? * &u)?;
-    Ok(Value::record("gated", y, [gate, up], |[need_g, need_u]| {
-        let kept_g = Kept::composed(gate, &g);
-        let kept_u = need_g.then(|| Kept::composed(up, &u));
-        move |dy: Tensor| {
-            let g = kept_g.tensor()?;
-            let times = |a: &Tensor, b: Tensor| -> Result<Tensor> { Ok((a * b)?) };
-            let dg = |u: Kept| times(&times(&dy, u.tensor()?)?, slope(f, &g)?);
-            let du = need_u.then(|| times(&dy, of(f, &g)?)).transpose()?;
-            Ok([kept_u.map(dg).transpose()?, du])
-        }
-    }))
+    let half = gate.half().is_some() || up.half().is_some();
+    let (y, narrow) = unit(f, &g, Some(&u), half)?;
+    let y = Value::record("gated", y, [gate, up], |needed| {
+        let g = Kept::composed(gate, &g);
+        let u = needed[0].then(|| Kept::composed(up, &u));
+        move |dy: Tensor| unit_gradients(f, &dy.contiguous()?, g, u, needed)
+    });
+    Ok(y.with_narrow(narrow))
 }
 
 /// [`crate::ops::gated_halves`].

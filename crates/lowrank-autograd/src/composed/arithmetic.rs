@@ -15,9 +15,14 @@ pub(crate) fn scaled(x: &Tensor, factor: f32) -> Result<Tensor> {
     Ok((x * f64::from(factor))?)
 }
 
-/// The sum of squares, added up in f64.
-pub(crate) fn square_sum(x: &Tensor) -> Result<f64> {
-    Ok(x.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar()?)
+/// The sum of the squares of all elements of tensors on one device, added up in f64.
+pub(crate) fn square_sum(tensors: &[&Tensor]) -> Result<f64> {
+    if tensors.is_empty() {
+        return Ok(0.0);
+    }
+    on_gpu!(tensors[0], square_sum(tensors));
+    let one = |x: &&Tensor| x.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>();
+    Ok(tensors.iter().map(one).sum::<candle_core::Result<f64>>()?)
 }
 
 /// [`crate::ops::add`].

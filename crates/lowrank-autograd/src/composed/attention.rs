@@ -5,10 +5,9 @@ use std::{ops::Range, sync::Arc};
 
 use candle_core::{D, DType, Device, Tensor};
 
-use super::{data, factors, filled, places};
+use super::{data, factor, factors, filled, matmul, places};
 use crate::{
     Dropout, Result, Value,
-    kept::Kept,
     ops::{AttentionShape, Span},
 };
 
@@ -22,12 +21,12 @@ pub(super) struct Setting<'a> {
 
 /// The probabilities of a sequence, `[heads, queries, keys]` like all here, and what they come from.
 struct Probabilities {
-    /// Without dropout.
+    /// Without dropout, in the dtype of queries and keys.
     p: Tensor,
+    /// Products of queries and keys, without scale and cap.
+    z: Tensor,
     /// The mask's factors.
     dropped: Option<Tensor>,
-    /// The derivative of the cap.
-    slope: Option<Tensor>,
     /// Which row of the bias belongs to each pair of a query and a key.
     distances: Option<Tensor>,
 }
@@ -36,10 +35,12 @@ struct Probabilities {
 struct Gradients {
     /// Of `q`, `k` and `v`.
     operands: [Tensor; 3],
-    /// Of what is added to the scores, as rows `[pairs, heads]`, behind the row of the bias that each
-    /// belongs to, if there is one.
-    by_distance: Option<(Tensor, Tensor)>,
+    by_distance: ByDistance,
 }
+
+/// The gradient of what is added to the scores, as rows `[pairs, heads]`, behind the row of the bias
+/// that each belongs to, if there is one.
+type ByDistance = Option<(Tensor, Tensor)>;
 
 /// [`crate::ops::attention`].
 pub(crate) fn attention(
@@ -50,7 +51,9 @@ pub(crate) fn attention(
     dropout: Option<Dropout>,
     device: &Device,
 ) -> Result<Value> {
-    let [q, k, v] = operands.map(|value| data(device, value));
+    let narrow = operands.iter().all(|value| value.half().is_some());
+    let dtype = if narrow { DType::BF16 } else { DType::F32 };
+    let [q, k, v] = operands.map(|value| factor(device, value, dtype));
     let tensors = [q?, k?, v?];
     let bias_data = bias.map(|bias| data(device, bias)).transpose()?;
     let setting = Setting { shape, bias: bias_data.as_ref(), dropout: dropout.as_ref() };
@@ -64,14 +67,11 @@ pub(crate) fn attention(
     let mut parents = operands.to_vec();
     parents.extend(bias);
     let y = Value::record_many("attention", y, &parents, |_| {
-        let kept = [0, 1, 2].map(|i| Kept::composed(operands[i], &tensors[i]));
         let (shape, spans) = (shape.clone(), Arc::clone(spans));
         move |dy: Tensor| {
-            let [q, k, v] = kept.map(|kept| kept.tensor());
-            let tensors = [q?, k?, v?];
             let (bias, dropout) = (bias_data.as_ref(), dropout.as_ref());
             let setting = Setting { shape: &shape, bias, dropout };
-            setting.gradients(&tensors, &dy.contiguous()?, &spans)
+            setting.gradients(&tensors, &dy.to_dtype(dtype)?.contiguous()?, &spans)
         }
     });
     Ok(y)
@@ -116,12 +116,14 @@ pub(super) fn assembled(
 
 /// `[rows, heads·dim]` as `[heads, rows, dim]`.
 pub(super) fn by_head(x: &Tensor, heads: usize) -> Result<Tensor> {
+    on_gpu!(x, by_head(x, heads));
     let (rows, width) = x.dims2()?;
     Ok(x.reshape((rows, heads, width / heads))?.transpose(0, 1)?.contiguous()?)
 }
 
 /// `[heads, rows, dim]` as `[rows, heads·dim]`.
 pub(super) fn by_row(x: &Tensor) -> Result<Tensor> {
+    on_gpu!(x, by_row(x));
     Ok(x.transpose(0, 1)?.contiguous()?.flatten_from(1)?)
 }
 
@@ -155,36 +157,45 @@ impl Setting<'_> {
         }
         let (q, k, v) = (by_head(q, heads)?, by_head(k, kv)?, by_head(v, kv)?);
         let found = self.probabilities(&q, &k, span)?;
-        by_row(&self.ungrouped(&self.grouped(&found.dropped()?)?.matmul(&v)?)?)
+        by_row(&self.ungrouped(&matmul(&self.grouped(&found.dropped()?)?, &v, 1.0)?)?)
     }
 
     fn probabilities(&self, q: &Tensor, k: &Tensor, span: &Span) -> Result<Probabilities> {
-        let (device, shape) = (q.device(), self.shape);
-        let z = self.grouped(q)?.matmul(&k.t()?)?;
-        let mut z = (self.ungrouped(&z)? * f64::from(shape.scale))?;
-        let mut slope = None;
-        if let Some(cap) = shape.softcap.map(f64::from) {
-            let t = (z / cap)?.tanh()?;
-            slope = Some((t.sqr()?.neg()? + 1.0)?);
-            z = (t * cap)?;
+        let z = self.ungrouped(&matmul(&self.grouped(q)?, &k.t()?, 1.0)?)?;
+        let mask = |mask| masks(mask, self.shape.heads, span, q.device());
+        let dropped = self.dropout.map(mask).transpose()?;
+        let distances = self.bias.map(|bias| distances(bias, span, q.device())).transpose()?;
+        let p = self.softmax(&z, span, distances.as_ref(), q.dtype())?;
+        Ok(Probabilities { p, z, dropped, distances })
+    }
+
+    /// Probabilities of products `z`, in `dtype`.
+    fn softmax(
+        &self,
+        z: &Tensor,
+        span: &Span,
+        distances: Option<&Tensor>,
+        dtype: DType,
+    ) -> Result<Tensor> {
+        if self.bias.is_none() {
+            on_gpu!(z, softmax(z, self.shape, span, dtype));
         }
-        let distances = self.bias.map(|bias| distances(bias, span, device)).transpose()?;
-        if let (Some(bias), Some(rows)) = (self.bias, &distances) {
-            let (heads, queries, keys) = z.dims3()?;
-            let added = bias.index_select(rows, 0)?.t()?.reshape((heads, queries, keys))?;
+        let mut z = (z * f64::from(self.shape.scale))?;
+        if let Some(cap) = self.shape.softcap.map(f64::from) {
+            z = ((z / cap)?.tanh()? * cap)?;
+        }
+        if let (Some(bias), Some(rows)) = (self.bias, distances) {
+            let added = bias.index_select(rows, 0)?.t()?.reshape(z.shape())?;
             z = (z + added)?;
         }
-        let hidden = hidden(shape, span, device)?;
-        if let Some(hidden) = &hidden {
-            z = filled(&z, hidden, f32::NEG_INFINITY)?;
+        if let Some(hidden) = hidden(self.shape, span, z.device())? {
+            z = filled(&z, &hidden, f32::NEG_INFINITY)?;
         }
         // Finite, so that a row without any key gets zeros.
         let max = z.max_keepdim(D::Minus1)?.maximum(f64::from(f32::MIN))?;
         let exp = z.broadcast_sub(&max)?.exp()?;
         let sum = exp.sum_keepdim(D::Minus1)?.maximum(f64::from(f32::MIN_POSITIVE))?;
-        let dropped =
-            self.dropout.map(|mask| masks(mask, shape.heads, span, device)).transpose()?;
-        Ok(Probabilities { p: exp.broadcast_div(&sum)?, dropped, slope, distances })
+        Ok(exp.broadcast_div(&sum)?.to_dtype(dtype)?)
     }
 
     /// Gradients of `q`, `k`, `v` and, if there is one, the bias.
@@ -224,31 +235,60 @@ impl Setting<'_> {
         let (q, k, v) = (by_head(&q, heads)?, by_head(&k, kv)?, by_head(&v, kv)?);
         let dy = self.grouped(&by_head(dy, heads)?)?;
         let found = self.probabilities(&q, &k, span)?;
-        let dv = self.grouped(&found.dropped()?)?.transpose(1, 2)?.matmul(&dy)?;
-        let mut dp = self.ungrouped(&dy.matmul(&v.t()?)?)?;
+        let dropped = found.dropped()?;
+        let dv = matmul(&self.grouped(&dropped)?.transpose(1, 2)?, &dy, 1.0)?;
+        let mut dp = self.ungrouped(&matmul(&dy, &v.t()?, 1.0)?)?;
         if let Some(dropped) = &found.dropped {
             dp = (dp * dropped)?;
         }
-        let mean = (&dp * &found.p)?.sum_keepdim(D::Minus1)?;
-        let mut ds = (dp.broadcast_sub(&mean)? * &found.p)?;
-        let by_distance = match found.distances {
-            Some(rows) => Some((rows, ds.flatten_from(1)?.t()?.contiguous()?)),
-            None => None,
-        };
-        if let Some(slope) = found.slope {
-            ds = (ds * slope)?;
-        }
-        let ds = self.grouped(&(ds * f64::from(self.shape.scale))?)?;
-        let dq = self.ungrouped(&ds.matmul(&k)?)?;
-        let dk = ds.transpose(1, 2)?.matmul(&self.grouped(&q)?)?;
+        let (ds, by_distance) = self.score_gradients(&dp, found)?;
+        let ds = self.grouped(&ds)?;
+        let dq = self.ungrouped(&matmul(&ds, &k, 1.0)?)?;
+        let dk = matmul(&ds.transpose(1, 2)?, &self.grouped(&q)?, 1.0)?;
         Ok(Gradients { operands: [by_row(&dq)?, by_row(&dk)?, by_row(&dv)?], by_distance })
     }
+
+    /// What the gradient of the probabilities makes of the products of queries and keys, in the dtype
+    /// of these; and of what is added to the scores.
+    fn score_gradients(&self, dp: &Tensor, found: Probabilities) -> Result<(Tensor, ByDistance)> {
+        let Probabilities { p, z, distances, .. } = found;
+        let Some(rows) = distances else {
+            return Ok((self.softmax_gradient(dp, &p, &z)?, None));
+        };
+        let ds = softmax_gradient(dp, &p)?;
+        let by_pair = ds.flatten_from(1)?.t()?.contiguous()?;
+        Ok((self.before_scale(ds, &z)?.to_dtype(p.dtype())?, Some((rows, by_pair))))
+    }
+
+    /// The gradient of the products `z` where nothing is added to the scores.
+    fn softmax_gradient(&self, dp: &Tensor, p: &Tensor, z: &Tensor) -> Result<Tensor> {
+        on_gpu!(dp, softmax_backward(dp, p, z, self.shape));
+        Ok(self.before_scale(softmax_gradient(dp, p)?, z)?.to_dtype(p.dtype())?)
+    }
+
+    /// The gradient of the products `z` from that of the scores.
+    fn before_scale(&self, ds: Tensor, z: &Tensor) -> Result<Tensor> {
+        let scale = f64::from(self.shape.scale);
+        let slope = match self.shape.softcap.map(f64::from) {
+            Some(cap) => ((z * (scale / cap))?.tanh()?.sqr()?.neg()? + 1.0)?,
+            None => return Ok((ds * scale)?),
+        };
+        Ok(((ds * slope)? * scale)?)
+    }
+}
+
+/// `(dp - Σ dp·p)·p`
+fn softmax_gradient(dp: &Tensor, p: &Tensor) -> Result<Tensor> {
+    let p = p.to_dtype(DType::F32)?;
+    let mean = (dp * &p)?.sum_keepdim(D::Minus1)?;
+    Ok((dp.broadcast_sub(&mean)? * p)?)
 }
 
 impl Probabilities {
     /// With dropout.
     fn dropped(&self) -> Result<Tensor> {
-        Ok(self.dropped.as_ref().map_or(Ok(self.p.clone()), |factors| &self.p * factors)?)
+        let Some(factors) = &self.dropped else { return Ok(self.p.clone()) };
+        Ok((self.p.to_dtype(DType::F32)? * factors)?.to_dtype(self.p.dtype())?)
     }
 }
 

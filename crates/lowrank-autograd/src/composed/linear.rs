@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{data, masked, on, product};
+use super::{add_product, data, factor, masked, matmul, on, product};
 use crate::{Dropout, Result, Value, Weight, kept::Kept, ops::LowRank};
 
 /// [`crate::ops::linear`] for the matrix `w`, which is `trained` if it is a value's.
@@ -15,7 +15,7 @@ pub(crate) fn linear(
     device: &Device,
 ) -> Result<Value> {
     let (x_data, matrix) = (data(device, x)?, w.on(device)?);
-    let mut y = product(&x_data, &matrix.t()?)?;
+    let mut y = product(&factor(device, x, w.dtype())?, &matrix.t()?)?;
     if let Some(bias) = bias {
         y = y.broadcast_add(&data(device, bias)?)?;
     }
@@ -24,8 +24,8 @@ pub(crate) fn linear(
     parents.extend(bias);
     let mut kept = Vec::with_capacity(terms.len());
     for term in terms {
-        let (own, saved) = SavedTerm::of(term, &x_data)?;
-        y = (y + own)?;
+        let saved;
+        (y, saved) = SavedTerm::added(y, term, &x_data)?;
         kept.push(saved);
         parents.extend([&term.a, &term.b]);
         parents.extend(&term.bias);
@@ -64,21 +64,21 @@ struct SavedTerm {
     b: Tensor,
     /// `s·h`, kept only if `B` trains.
     h: Option<Tensor>,
-    scale: f64,
+    scale: f32,
     dropout: Option<Dropout>,
     need_a: bool,
     need_bias: Option<bool>,
 }
 
 impl SavedTerm {
-    /// What the term adds to the result, and what its gradients need.
-    fn of(term: &LowRank, x: &Tensor) -> Result<(Tensor, Self)> {
-        let (device, scale) = (x.device(), f64::from(term.scale));
+    /// `y` with what the term adds to it, and what its gradients need.
+    fn added(y: Tensor, term: &LowRank, x: &Tensor) -> Result<(Tensor, Self)> {
+        let (device, scale) = (x.device(), term.scale);
         let (a, b) = (data(device, &term.a)?, data(device, &term.b)?);
-        let h = (masked(x, term.dropout.as_ref())?.matmul(&a.t()?)? * scale)?;
-        let mut y = h.matmul(&b.t()?)?;
+        let h = matmul(&masked(x, term.dropout.as_ref())?, &a.t()?, scale)?;
+        let mut y = add_product(y, &h, &b.t()?, 1.0)?;
         if let Some(bias) = &term.bias {
-            y = y.broadcast_add(&(data(device, bias)? * scale)?)?;
+            y = y.broadcast_add(&(data(device, bias)? * f64::from(scale))?)?;
         }
         let saved = Self {
             h: term.b.needs_gradient().then_some(h),
@@ -94,7 +94,7 @@ impl SavedTerm {
 
     /// `s·dy·B`
     fn hidden_gradient(&self, dy: &Tensor) -> Result<Tensor> {
-        Ok((dy.matmul(&self.b)? * self.scale)?)
+        matmul(dy, &self.b, self.scale)
     }
 
     /// Gradients of A, B and B's bias.
@@ -106,14 +106,14 @@ impl SavedTerm {
     ) -> Result<Vec<Option<Tensor>>> {
         let da = match (x, dh) {
             (Some(x), Some(dh)) if self.need_a => {
-                Some(dh.t()?.matmul(&masked(x, self.dropout.as_ref())?)?)
+                Some(matmul(&dh.t()?, &masked(x, self.dropout.as_ref())?, 1.0)?)
             }
             _ => None,
         };
-        let db = self.h.as_ref().map(|h| dy.t()?.matmul(h)).transpose()?;
+        let db = self.h.as_ref().map(|h| matmul(&dy.t()?, h, 1.0)).transpose()?;
         let mut found = vec![da, db];
         if let Some(needed) = self.need_bias {
-            found.push(needed.then(|| dy.sum(0)? * self.scale).transpose()?);
+            found.push(needed.then(|| dy.sum(0)? * f64::from(self.scale)).transpose()?);
         }
         Ok(found)
     }
@@ -127,8 +127,10 @@ impl Saved {
         let mut dx = self.need_x.then(|| product(dy, &self.matrix)).transpose()?;
         let mut rest = Vec::new();
         if let Some(needed) = self.need_matrix {
-            let dw =
-                |x: &Tensor| if self.transposed { x.t()?.matmul(dy) } else { dy.t()?.matmul(x) };
+            let dw = |x: &Tensor| match self.transposed {
+                true => matmul(&x.t()?, dy, 1.0),
+                false => matmul(&dy.t()?, x, 1.0),
+            };
             rest.push(x.as_ref().filter(|_| needed).map(dw).transpose()?);
         }
         if let Some(needed) = self.need_bias {
@@ -138,7 +140,10 @@ impl Saved {
             let needed = self.need_x || term.need_a;
             let dh = needed.then(|| term.hidden_gradient(dy)).transpose()?;
             if let (Some(sum), Some(dh)) = (dx.take(), &dh) {
-                dx = Some((sum + masked(&dh.matmul(&term.a)?, term.dropout.as_ref())?)?);
+                dx = Some(match &term.dropout {
+                    None => add_product(sum, dh, &term.a, 1.0)?,
+                    mask => (sum + masked(&matmul(dh, &term.a, 1.0)?, mask.as_ref())?)?,
+                });
             }
             rest.extend(term.gradients(dy, x.as_ref(), dh.as_ref())?);
         }

@@ -1,6 +1,6 @@
 //! RMSNorm and LayerNorm.
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 
 use super::{data, on};
 use crate::{Result, Value, kept::Kept};
@@ -22,25 +22,23 @@ pub(crate) fn normalize(
     device: &Device,
 ) -> Result<Value> {
     let (x_data, w) = (data(device, x)?, data(device, weight)?);
-    let mut y = standard(&x_data, eps, centred)?.0.broadcast_mul(&w)?;
-    if let Some(bias) = bias {
-        y = y.broadcast_add(&data(device, bias)?)?;
-    }
+    let b = bias.map(|bias| data(device, bias)).transpose()?;
+    let (y, narrow) = normalized(&x_data, &w, b.as_ref(), eps, centred, x.half().is_some())?;
     let mut parents = vec![x, weight];
     parents.extend(bias);
-    Ok(Value::record_many(op, y, &parents, |needs| {
+    let y = Value::record_many(op, y, &parents, |needs| {
         let needs = needs.to_vec();
         let kept = (needs[0] || needs[1]).then(|| Kept::composed(x, &x_data));
         move |dy: Tensor| {
             let dy = on(w.device(), &dy)?;
             let mut found = vec![None, None];
             if let Some(kept) = kept {
-                let (unit, inverse) = standard(&kept.tensor()?, eps, centred)?;
-                if needs[0] {
-                    found[0] = Some(input_gradient(&dy, &w, &unit, &inverse, centred)?);
-                }
                 if needs[1] {
-                    found[1] = Some((&dy * &unit)?.sum(0)?);
+                    let (unit, _) = standard(&kept.tensor()?, eps, centred)?;
+                    found[1] = Some((&dy * unit)?.sum(0)?);
+                }
+                if needs[0] {
+                    found[0] = Some(input_gradient(&dy, kept, &w, eps, centred)?);
                 }
             }
             if let Some(needed) = needs.get(2) {
@@ -48,23 +46,37 @@ pub(crate) fn normalize(
             }
             Ok(found)
         }
-    }))
+    });
+    Ok(y.with_narrow(narrow))
 }
 
-/// With `g = dy·w`: `(g - mean(g) - u·mean(g·u))/size`, where only a centred `u` has `mean(g)`.
-fn input_gradient(
-    dy: &Tensor,
+/// The result; with its bf16 version if `half` wants it.
+fn normalized(
+    x: &Tensor,
     w: &Tensor,
-    unit: &Tensor,
-    inverse: &Tensor,
+    b: Option<&Tensor>,
+    eps: f64,
     centred: bool,
-) -> Result<Tensor> {
+    half: bool,
+) -> Result<(Tensor, Option<Tensor>)> {
+    on_gpu!(x, normalize(x, w, b, eps, centred, half));
+    let y = standard(x, eps, centred)?.0.broadcast_mul(w)?;
+    let y = b.map_or(Ok(y.clone()), |b| y.broadcast_add(b))?;
+    let narrow = half.then(|| y.to_dtype(DType::BF16)).transpose()?;
+    Ok((y, narrow))
+}
+
+/// With `g = dy·w`, `u` without `w`: `(g - mean(g) - u·mean(g·u))/size`, where only a centred `u` has
+/// `mean(g)`.
+fn input_gradient(dy: &Tensor, x: Kept, w: &Tensor, eps: f64, centred: bool) -> Result<Tensor> {
+    on_gpu!(w, normalize_backward(dy, &x.into_tensor(), w, eps, centred));
+    let (unit, inverse) = standard(&x.tensor()?, eps, centred)?;
     let g = dy.broadcast_mul(w)?;
-    let along = unit.broadcast_mul(&(&g * unit)?.mean_keepdim(D::Minus1)?)?;
+    let along = unit.broadcast_mul(&(&g * &unit)?.mean_keepdim(D::Minus1)?)?;
     let across = (&g - along)?;
     let across = match centred {
         true => across.broadcast_sub(&g.mean_keepdim(D::Minus1)?)?,
         false => across,
     };
-    Ok(across.broadcast_mul(inverse)?)
+    Ok(across.broadcast_mul(&inverse)?)
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::{D, Device, Tensor};
 
-use super::{data, on};
+use super::data;
 use crate::{
     Result, Value,
     ops::{Angles, RotaryStyle},
@@ -19,27 +19,27 @@ pub(crate) fn rotary(
     style: RotaryStyle,
     device: &Device,
 ) -> Result<Value> {
-    let (cos, sin) = (on(device, &angles.cos)?.unsqueeze(1)?, on(device, &angles.sin)?);
-    let (sin, half) = (sin.unsqueeze(1)?, cos.dim(2)?);
-    let turned = first..first + 2 * half;
-    let y = turn(&data(device, x)?, head_dim, turned.clone(), [&cos, &sin], style)?;
+    let [cos, sin] = angles.on(device)?;
+    let turn = move |x: &Tensor, sign| turn(x, head_dim, first, [&cos, &sin], style, sign);
+    let y = turn(&data(device, x)?, 1.0)?;
     Ok(Value::record("rotary", y, [x], |_| {
-        move |dy: Tensor| {
-            Ok([Some(turn(&dy.contiguous()?, head_dim, turned, [&cos, &sin.neg()?], style)?)])
-        }
+        move |dy: Tensor| Ok([Some(turn(&dy.contiguous()?, -1.0)?)])
     }))
 }
 
-/// Turns the elements `turned` of every head of `x` by angles `[n, 1, half]`.
+/// Turns every head of `x` from element `first` on by angles `[n, half]`, or back if `sign` is -1.
 fn turn(
     x: &Tensor,
     head_dim: usize,
-    turned: Range<usize>,
+    first: usize,
     [cos, sin]: [&Tensor; 2],
     style: RotaryStyle,
+    sign: f32,
 ) -> Result<Tensor> {
-    let (n, width) = x.dims2()?;
-    let (heads, half) = (width / head_dim, turned.len() / 2);
+    on_gpu!(x, rotary(x, [cos, sin], head_dim, first, style, sign));
+    let ((n, width), half) = (x.dims2()?, cos.dim(1)?);
+    let (heads, turned) = (width / head_dim, first..first + 2 * half);
+    let (cos, sin) = (cos.unsqueeze(1)?, (sin.unsqueeze(1)? * f64::from(sign))?);
     let x = x.reshape((n, heads, head_dim))?;
     let part = |range: Range<usize>| x.narrow(D::Minus1, range.start, range.len());
     let middle = part(turned.clone())?;
@@ -51,8 +51,8 @@ fn turn(
         }
     };
     let (a, b) = (a.contiguous()?, b.contiguous()?);
-    let one = (a.broadcast_mul(cos)? - b.broadcast_mul(sin)?)?;
-    let other = (b.broadcast_mul(cos)? + a.broadcast_mul(sin)?)?;
+    let one = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+    let other = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
     let mut parts = match style {
         RotaryStyle::Halves => vec![one, other],
         RotaryStyle::Pairs => vec![Tensor::stack(&[one, other], 3)?.flatten_from(2)?],

@@ -1,7 +1,9 @@
 //! Rotary position embedding (arXiv:2104.09864): pairs of elements are rotated by an angle that
 //! grows with the position. The gradient is the rotation back; nothing is saved but the angles.
 
-use candle_core::Tensor;
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{Device, Tensor};
 
 use crate::{
     Error, Result, Value, composed,
@@ -22,9 +24,30 @@ pub enum RotaryStyle {
 #[derive(Clone, Debug)]
 pub struct Angles {
     /// `[n, half]`
-    pub cos: Tensor,
+    pub(crate) cos: Tensor,
     /// `[n, half]`
-    pub sin: Tensor,
+    pub(crate) sin: Tensor,
+    /// The same two on another device, once an operation there has asked for them.
+    copies: Arc<OnceLock<[Tensor; 2]>>,
+}
+
+impl Angles {
+    /// Angles of these cosines and sines, `[n, half]` each.
+    pub fn new(cos: Tensor, sin: Tensor) -> Self {
+        Self { cos, sin, copies: Arc::default() }
+    }
+
+    /// Cosines and sines on a device, row by row; copied there once.
+    pub(crate) fn on(&self, device: &Device) -> Result<[Tensor; 2]> {
+        if let Some(copies) = self.copies.get().filter(|[cos, _]| cos.device().same_device(device))
+        {
+            return Ok(copies.clone());
+        }
+        let there = |t: &Tensor| t.contiguous()?.to_device(device);
+        let copies = [there(&self.cos)?, there(&self.sin)?];
+        self.copies.get_or_init(|| copies.clone());
+        Ok(copies)
+    }
 }
 
 /// Rotates every head of `x` `[n, heads·head_dim]`, from its first element on; bf16 if `x` is.
@@ -71,7 +94,7 @@ pub fn rotary_from(
         kernel::rotate(x.elements(), heads, first, (&cos, &sin), half, turn, narrow)
             .tensor(&[n, width])
     };
-    let angles = Angles { cos: angles.cos.contiguous()?, sin: angles.sin.contiguous()? };
+    let angles = Angles::new(angles.cos.contiguous()?, angles.sin.contiguous()?);
     let y = turn(x.data(), &angles, 1.0)?;
     Ok(Value::record(OP, y, [x], |_| move |dy: Tensor| Ok([Some(turn(&dy, &angles, -1.0)?)])))
 }

@@ -1,9 +1,12 @@
 //! What is asked of every operation, in one call: [`check`].
 
-use std::sync::OnceLock;
+use std::{
+    cell::RefCell,
+    sync::{LazyLock, OnceLock},
+};
 
 use candle_core::{DType, Device, Tensor};
-use lowrank_autograd::{Gradients, Key, Parameter, Result, Value, compose_on_cpu, ops};
+use lowrank_autograd::{Gradients, Key, Parameter, Placement, Result, Value, compose_on_cpu, ops};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 /// Largest error of an output, relative to its largest element.
@@ -76,12 +79,29 @@ pub(crate) fn check_weight(
     }
 }
 
-/// What `f` returns where operations are composed of candle's, as for a GPU.
+/// What `f` returns where operations are composed of candle's, as for a GPU; with what it makes by
+/// [`normal`] and [`run`] on the GPU that `LOWRANK_TEST_DEVICE` names, if that is set.
 pub(crate) fn composed<R>(f: impl FnOnce() -> R) -> R {
+    static GPU: LazyLock<Option<Device>> = LazyLock::new(|| {
+        let name = std::env::var("LOWRANK_TEST_DEVICE").ok()?;
+        let place: Placement = name.parse().expect("LOWRANK_TEST_DEVICE");
+        Some(place.open().expect("the device to test"))
+    });
+    let before = PLACE.replace(GPU.clone().unwrap_or(Device::Cpu));
     compose_on_cpu(true);
     let found = f();
     compose_on_cpu(false);
+    PLACE.set(before);
     found
+}
+
+thread_local! {
+    /// Where inputs are put.
+    static PLACE: RefCell<Device> = const { RefCell::new(Device::Cpu) };
+}
+
+fn placed(t: &Tensor) -> Tensor {
+    PLACE.with_borrow(|place| t.to_device(place)).expect("a copy")
 }
 
 /// Fails unless output and gradients, as far as there are some, are those of another run. candle
@@ -132,7 +152,7 @@ pub(crate) fn run_with(
     dy: impl FnOnce(&Tensor) -> Tensor,
 ) -> Result<Run> {
     let parameters: Vec<Parameter> =
-        inputs.iter().map(|t| Parameter::new("input", t)).collect::<Result<_>>()?;
+        inputs.iter().map(|t| Parameter::new("input", &placed(t))).collect::<Result<_>>()?;
     let trained = |i: usize| only.is_none_or(|only| only == i);
     let mut values: Vec<Value> =
         parameters.iter().enumerate().map(|(i, p)| p.value(trained(i))).collect();
@@ -168,7 +188,7 @@ pub(crate) fn strided(t: &Tensor) -> Result<Tensor> {
 pub(crate) fn normal(seed: u64, shapes: &[&[usize]]) -> Vec<Tensor> {
     let one = |(i, shape): (usize, &&[usize])| {
         let numbers = Key::new(seed).with(i as u64).normals(shape.iter().product());
-        Tensor::from_vec(numbers, *shape, &Device::Cpu).expect("a shape of its own")
+        placed(&Tensor::from_vec(numbers, *shape, &Device::Cpu).expect("a shape of its own"))
     };
     shapes.iter().enumerate().map(one).collect()
 }
@@ -186,7 +206,8 @@ pub(crate) fn indices(seed: u64, n: usize, below: usize) -> Vec<u32> {
 
 /// Elements as f64, row by row.
 pub(crate) fn numbers(t: &Tensor) -> Vec<f64> {
-    t.to_dtype(DType::F64).and_then(|t| t.flatten_all()?.to_vec1()).expect("numbers")
+    let here = t.to_device(&Device::Cpu).and_then(|t| t.to_dtype(DType::F64));
+    here.and_then(|t| t.flatten_all()?.to_vec1()).expect("numbers")
 }
 
 /// Fails unless the largest difference is at most `tolerance` times the largest element (or 1e-3),

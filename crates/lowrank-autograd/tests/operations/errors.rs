@@ -242,7 +242,7 @@ fn norms_rotary_and_activations() {
     }
     shape_error("rms_norm", ops::rms_norm(&value(&[6]), &value(&[6]), 1e-6));
     let rotate = |x: &[usize], dim: usize, cos: &[usize], sin: &[usize]| {
-        let angles = Angles { cos: value(cos).data().clone(), sin: value(sin).data().clone() };
+        let angles = Angles::new(value(cos).data().clone(), value(sin).data().clone());
         ops::rotary(&value(x), dim, &angles, RotaryStyle::Halves)
     };
     assert!(rotate(&[2, 12], 6, &[2, 3], &[2, 3]).is_ok());
@@ -260,7 +260,7 @@ fn norms_rotary_and_activations() {
         shape_error("rotary", wrong);
     }
     shape_error("gated", ops::gated(&x, &value(&[6, 2]), Activation::Silu));
-    let angles = Angles { cos: value(&[2, 3]).data().clone(), sin: value(&[2, 3]).data().clone() };
+    let angles = Angles::new(value(&[2, 3]).data().clone(), value(&[2, 3]).data().clone());
     for wrong in unreadable(&[2, 6]) {
         dtype_error("rms_norm", ops::rms_norm(&wrong, &value(&[6]), 1e-6));
         dtype_error("layer_norm", ops::layer_norm(&wrong, &value(&[6]), None, 1e-6));

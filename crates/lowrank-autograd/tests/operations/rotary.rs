@@ -13,7 +13,7 @@ use super::check::{check, normal};
 /// Angles of `n` rows, all different.
 pub(crate) fn angles(n: usize, half: usize, seed: u64) -> Angles {
     let turns = normal(seed, &[&[n, half]]).remove(0);
-    Angles { cos: turns.cos().expect("cos"), sin: turns.sin().expect("sin") }
+    Angles::new(turns.cos().expect("cos"), turns.sin().expect("sin"))
 }
 
 proptest! {

@@ -51,7 +51,7 @@ impl Case {
 
     /// Cosine and sine.
     fn angles(&self) -> Angles {
-        Angles { cos: self.get("constant/cos"), sin: self.get("constant/sin") }
+        Angles::new(self.get("constant/cos"), self.get("constant/sin"))
     }
 
     /// Compares output and gradients.

@@ -206,10 +206,8 @@ impl Rotary {
                 }
             }
         }
-        Ok(Angles {
-            cos: Tensor::from_vec(cos, (n, half), &Device::Cpu)?,
-            sin: Tensor::from_vec(sin, (n, half), &Device::Cpu)?,
-        })
+        let table = |v| Tensor::from_vec(v, (n, half), &Device::Cpu);
+        Ok(Angles::new(table(cos)?, table(sin)?))
     }
 }
 

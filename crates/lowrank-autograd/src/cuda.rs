@@ -1,0 +1,212 @@
+//! Kernels of our own for NVIDIA GPUs, where candle would compose an operation of many; what they
+//! compute is in cuda/kernels.cu. It is compiled when the first of them runs, for the GPU that is
+//! there.
+//!
+//! All work goes to one stream, in the order in which it is asked for: memory that a tensor gives
+//! back is used again only by what comes later, and nothing has to wait for anything.
+
+#![expect(unsafe_code, reason = "kernels and products are C functions that take addresses")]
+
+use std::{ffi::c_void, sync::OnceLock};
+
+use candle_core::{
+    CudaDevice, CudaStorage, DType, Device, Storage, Tensor,
+    cuda_backend::{
+        CudaStorageSlice,
+        cudarc::driver::{
+            CudaSlice, DevicePtr, LaunchConfig, PushKernelArg, result, sys::CUmemPool_attribute,
+        },
+    },
+    op::BackpropOp,
+};
+use half::bf16;
+
+use crate::Result;
+
+mod elementwise;
+mod product;
+mod rows;
+
+pub(crate) use elementwise::{
+    by_head, by_row, dropout, gated, gated_backward, rotary, square_sum, update,
+};
+pub(crate) use product::{add_product, matmul};
+pub(crate) use rows::{cross_entropy, normalize, normalize_backward, softmax, softmax_backward};
+
+/// Threads of a block.
+const THREADS: u32 = 256;
+
+/// Opens the GPU of this number: with one stream for all threads, without events, which keep several
+/// streams apart, and with freed memory kept for the next tensor.
+pub(crate) fn open(number: usize) -> candle_core::Result<Device> {
+    let device = Device::new_cuda_with_stream(number)?;
+    let gpu = device.as_cuda_device()?;
+    // SAFETY: there is no other stream.
+    unsafe { gpu.disable_event_tracking() };
+    let stream = gpu.cuda_stream();
+    let (context, mut all) = (stream.context(), u64::MAX);
+    let threshold = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the device is the context's, the pool the device's, and the attribute a u64.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(context.cu_device());
+        pool.and_then(|pool| {
+            result::mem_pool::set_attribute(pool, threshold, (&raw mut all).cast::<c_void>())
+        })
+    }
+    .map_err(candle_core::Error::wrap)?;
+    Ok(device)
+}
+
+/// The GPU that a tensor lies on.
+fn gpu(tensor: &Tensor) -> Result<&CudaDevice> {
+    Ok(tensor.device().as_cuda_device()?)
+}
+
+/// An error of what a kernel was to be handed.
+fn refused<T>(what: impl std::fmt::Display) -> Result<T> {
+    Err(candle_core::Error::msg(what).into())
+}
+
+/// What a kernel is handed.
+#[derive(Clone, Copy)]
+enum Argument {
+    Address(u64),
+    Long(i64),
+    Word(u64),
+    Int(i32),
+    Float(f32),
+    Unsigned(u32),
+}
+
+impl From<f32> for Argument {
+    fn from(number: f32) -> Self {
+        Self::Float(number)
+    }
+}
+
+impl From<usize> for Argument {
+    /// A dimension or a place in it: none reaches 2³¹.
+    fn from(number: usize) -> Self {
+        Self::Int(number as i32)
+    }
+}
+
+impl From<bool> for Argument {
+    fn from(yes: bool) -> Self {
+        Self::Int(yes.into())
+    }
+}
+
+/// The address of the first element of a tensor that lies row by row on a GPU; `dtypes` are those
+/// that the kernel knows.
+fn address(tensor: &Tensor, dtypes: &[DType]) -> Result<u64> {
+    if !dtypes.contains(&tensor.dtype()) || !tensor.is_contiguous() {
+        let found = (tensor.dtype(), tensor.is_contiguous());
+        return refused(format_args!(
+            "a kernel of the GPU takes {dtypes:?}, contiguous; not {found:?}"
+        ));
+    }
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cuda(storage) = &*storage else {
+        return refused(format_args!(
+            "a kernel of the GPU was handed a tensor of {:?}",
+            tensor.device()
+        ));
+    };
+    fn start<T>(slice: &CudaSlice<T>) -> u64 {
+        slice.device_ptr(slice.stream()).0
+    }
+    let start = match &storage.slice {
+        CudaStorageSlice::U32(slice) => start(slice),
+        CudaStorageSlice::I64(slice) => start(slice),
+        CudaStorageSlice::BF16(slice) => start(slice),
+        CudaStorageSlice::F32(slice) => start(slice),
+        CudaStorageSlice::F64(slice) => start(slice),
+        _ => return refused(format_args!("no kernel of the GPU reads {:?}", tensor.dtype())),
+    };
+    Ok(start + (layout.start_offset() * tensor.dtype().size_in_bytes()) as u64)
+}
+
+const F32: &[DType] = &[DType::F32];
+const FLOATS: &[DType] = &[DType::F32, DType::BF16];
+
+/// An argument that is a tensor of f32.
+fn f32s(tensor: &Tensor) -> Result<Argument> {
+    Ok(Argument::Address(address(tensor, F32)?))
+}
+
+/// An argument that is a tensor of f32 or bf16, and whether it is bf16.
+fn floats(tensor: &Tensor) -> Result<(Argument, Argument)> {
+    Ok((Argument::Address(address(tensor, FLOATS)?), (tensor.dtype() == DType::BF16).into()))
+}
+
+/// An argument that may be missing: then it is no address.
+fn maybe<T>(found: Option<T>, argument: impl FnOnce(T) -> Result<Argument>) -> Result<Argument> {
+    found.map_or(Ok(Argument::Address(0)), argument)
+}
+
+/// A tensor whose elements a kernel is going to write.
+fn empty(gpu: &CudaDevice, dtype: DType, shape: &[usize]) -> Result<Tensor> {
+    let len = shape.iter().product();
+    // SAFETY: every kernel writes all elements of what it is handed to write.
+    let storage = unsafe {
+        match dtype {
+            DType::BF16 => CudaStorage::wrap_cuda_slice(gpu.alloc::<bf16>(len)?, gpu.clone()),
+            DType::F64 => CudaStorage::wrap_cuda_slice(gpu.alloc::<f64>(len)?, gpu.clone()),
+            _ => CudaStorage::wrap_cuda_slice(gpu.alloc::<f32>(len)?, gpu.clone()),
+        }
+    };
+    Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
+}
+
+/// The kernels, compiled for any GPU; the driver makes them the GPU's own.
+fn code() -> Result<&'static str> {
+    static CODE: OnceLock<std::result::Result<String, String>> = OnceLock::new();
+    let compile = || {
+        use candle_core::cuda_backend::cudarc::nvrtc;
+        let compiled = nvrtc::compile_ptx(include_str!("cuda/kernels.cu"));
+        compiled.map(|code| code.to_src()).map_err(|error| error.to_string())
+    };
+    let code = CODE.get_or_init(compile).as_deref();
+    code.map_err(|what| candle_core::Error::msg(format!("cuda/kernels.cu: {what}")).into())
+}
+
+/// Runs a kernel in `blocks` blocks of `THREADS` threads.
+///
+/// # Safety
+/// `arguments` are the kernel's, in number and types, and the kernel touches no memory but that of
+/// the tensors whose addresses are among them.
+unsafe fn launch(
+    gpu: &CudaDevice,
+    name: &str,
+    blocks: usize,
+    arguments: &[Argument],
+) -> Result<()> {
+    if blocks == 0 {
+        return Ok(());
+    }
+    let Ok(blocks) = u32::try_from(blocks) else {
+        return refused(format_args!("{name}: {blocks} blocks are more than a GPU runs at a time"));
+    };
+    let function = gpu.get_or_load_custom_func(name, "lowrank", code()?)?;
+    let mut launch = function.builder();
+    for argument in arguments {
+        match argument {
+            Argument::Address(v) | Argument::Word(v) => launch.arg(v),
+            Argument::Long(v) => launch.arg(v),
+            Argument::Int(v) => launch.arg(v),
+            Argument::Float(v) => launch.arg(v),
+            Argument::Unsigned(v) => launch.arg(v),
+        };
+    }
+    let (grid_dim, block_dim) = ((blocks, 1, 1), (THREADS, 1, 1));
+    let config = LaunchConfig { grid_dim, block_dim, shared_mem_bytes: 0 };
+    // SAFETY: the caller's promise.
+    unsafe { launch.launch(config) }.map_err(candle_core::Error::wrap)?;
+    Ok(())
+}
+
+/// Blocks with a thread for each of `n` elements.
+fn blocks(n: usize) -> usize {
+    n.div_ceil(THREADS as usize)
+}
