@@ -107,38 +107,61 @@ fn on(device: &Device, tensor: &Tensor) -> Result<Tensor> {
     Ok(tensor.contiguous()?.to_device(device)?)
 }
 
-/// A value's tensor on the device, row by row.
-fn data(device: &Device, value: &Value) -> Result<Tensor> {
+/// A value's tensor on the device, row by row, in f32 or bf16.
+fn floats(device: &Device, value: &Value) -> Result<Tensor> {
     on(device, value.data())
+}
+
+/// A value's tensor on the device, row by row, in f32.
+fn data(device: &Device, value: &Value) -> Result<Tensor> {
+    Ok(wide(&floats(device, value)?)?)
 }
 
 /// A value's tensor on the device, row by row, as a product with others of `dtype` reads it.
 fn factor(device: &Device, value: &Value, dtype: DType) -> Result<Tensor> {
-    let data = data(device, value)?;
-    Ok(if dtype == DType::BF16 { Kept::composed(value, &data).into_tensor() } else { data })
+    let data = floats(device, value)?;
+    match dtype {
+        DType::BF16 => Ok(Kept::composed(value, &data).into_tensor()),
+        _ => Ok(wide(&data)?),
+    }
 }
 
-/// `x·w`, where `w` may be bf16: then the product is one of bf16 numbers, whose sums are f32. f16
-/// hasn't the range of `x` and is widened.
-fn product(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+/// The same numbers in f32.
+fn wide(x: &Tensor) -> candle_core::Result<Tensor> {
+    x.to_dtype(DType::F32)
+}
+
+/// `x·w` in `dtype`, where `w` may be bf16: then the product is one of bf16 numbers, whose sums are
+/// f32. f16 hasn't the range of `x` and is widened.
+fn product(x: &Tensor, w: &Tensor, dtype: DType) -> Result<Tensor> {
     match w.dtype() {
-        DType::BF16 => matmul(&x.to_dtype(DType::BF16)?, w, 1.0),
-        DType::F16 => matmul(x, &w.to_dtype(DType::F32)?, 1.0),
-        _ => matmul(x, w, 1.0),
+        DType::BF16 => matmul_in(dtype, &x.to_dtype(DType::BF16)?, w, 1.0),
+        _ => matmul_in(dtype, &wide(x)?, &wide(w)?, 1.0),
     }
 }
 
 /// `scale·a·b` in f32, where both are f32 or both bf16.
 fn matmul(a: &Tensor, b: &Tensor, scale: f32) -> Result<Tensor> {
-    on_gpu!(a, matmul(a, b, scale));
-    let wide = |t: &Tensor| t.to_dtype(DType::F32);
-    Ok((wide(a)?.matmul(&wide(b)?)? * f64::from(scale))?)
+    matmul_in(DType::F32, a, b, scale)
+}
+
+/// [`matmul`] whose sums are rounded to `dtype`; f32, or bf16 if the factors are.
+fn matmul_in(dtype: DType, a: &Tensor, b: &Tensor, scale: f32) -> Result<Tensor> {
+    on_gpu!(a, matmul(a, b, scale, dtype));
+    let rows = |t: &Tensor| wide(t)?.contiguous();
+    Ok((rows(a)?.matmul(&rows(b)?)? * f64::from(scale))?.to_dtype(dtype)?)
+}
+
+/// Whether the backward pass of an operation takes the gradient of its result in bf16 too. Others are
+/// handed f32, when they are composed.
+pub(crate) fn reads_narrow(op: &str) -> bool {
+    matches!(op, "linear" | "attention" | "rotary" | "gated" | "activation")
 }
 
 /// `sum + scale·a·b`, of f32; nobody else may hold the memory of `sum`.
 fn add_product(sum: Tensor, a: &Tensor, b: &Tensor, scale: f32) -> Result<Tensor> {
     on_gpu!(a, add_product(sum, a, b, scale));
-    Ok((sum + (a.matmul(b)? * f64::from(scale))?)?)
+    Ok((sum + matmul(a, b, scale)?)?)
 }
 
 /// Numbers of rows or columns as a tensor that selects them.

@@ -7,14 +7,18 @@
 
 #![expect(unsafe_code, reason = "kernels and products are C functions that take addresses")]
 
-use std::{ffi::c_void, sync::OnceLock};
+use std::{
+    ffi::c_void,
+    sync::{Mutex, OnceLock, PoisonError},
+};
 
 use candle_core::{
     CudaDevice, CudaStorage, DType, Device, Storage, Tensor,
     cuda_backend::{
-        CudaStorageSlice,
+        CudaStorageSlice, DeviceId,
         cudarc::driver::{
-            CudaSlice, DevicePtr, LaunchConfig, PushKernelArg, result, sys::CUmemPool_attribute,
+            CudaFunction, CudaSlice, DevicePtr, LaunchConfig, PushKernelArg, result,
+            sys::{CUmemPool_attribute, CUmemoryPool},
         },
     },
     op::BackpropOp,
@@ -28,7 +32,7 @@ mod product;
 mod rows;
 
 pub(crate) use elementwise::{
-    by_head, by_row, dropout, gated, gated_backward, rotary, square_sum, update,
+    added, by_head, by_row, dropout, gated, gated_backward, rotary, square_sum, update,
 };
 pub(crate) use product::{add_product, matmul};
 pub(crate) use rows::{cross_entropy, normalize, normalize_backward, softmax, softmax_backward};
@@ -44,17 +48,63 @@ pub(crate) fn open(number: usize) -> candle_core::Result<Device> {
     // SAFETY: there is no other stream.
     unsafe { gpu.disable_event_tracking() };
     let stream = gpu.cuda_stream();
-    let (context, mut all) = (stream.context(), u64::MAX);
+    // SAFETY: the device is the context's.
+    let pool = unsafe { result::device::get_default_mem_pool(stream.context().cu_device()) };
+    let pool = pool.map_err(candle_core::Error::wrap)?;
+    let mut all = u64::MAX;
     let threshold = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-    // SAFETY: the device is the context's, the pool the device's, and the attribute a u64.
-    unsafe {
-        let pool = result::device::get_default_mem_pool(context.cu_device());
-        pool.and_then(|pool| {
-            result::mem_pool::set_attribute(pool, threshold, (&raw mut all).cast::<c_void>())
-        })
-    }
-    .map_err(candle_core::Error::wrap)?;
+    // SAFETY: the pool is the device's, and the attribute a u64.
+    unsafe { result::mem_pool::set_attribute(pool, threshold, (&raw mut all).cast::<c_void>()) }
+        .map_err(candle_core::Error::wrap)?;
+    POOL.get_or_init(|| Pool(pool));
     Ok(device)
+}
+
+/// Where the memory of tensors on the GPU comes from.
+struct Pool(CUmemoryPool);
+
+// SAFETY: the driver's functions on pools may be called from any thread.
+unsafe impl Send for Pool {}
+// SAFETY: as above.
+unsafe impl Sync for Pool {}
+
+static POOL: OnceLock<Pool> = OnceLock::new();
+
+impl Pool {
+    /// A size in bytes.
+    fn read(&self, attribute: CUmemPool_attribute) -> candle_core::Result<u64> {
+        let mut bytes = 0_u64;
+        // SAFETY: the pool is the device's, and the attribute a u64.
+        unsafe {
+            result::mem_pool::get_attribute(self.0, attribute, (&raw mut bytes).cast::<c_void>())
+        }
+        .map_err(candle_core::Error::wrap)?;
+        Ok(bytes)
+    }
+
+    /// The most bytes that tensors took.
+    fn used(&self) -> candle_core::Result<u64> {
+        self.read(CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)
+    }
+}
+
+/// The most bytes that tensors took on the GPU, and the most that were kept for them.
+pub(crate) fn memory() -> Option<[u64; 2]> {
+    let pool = POOL.get()?;
+    let kept = pool.read(CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH).ok()?;
+    Some([pool.used().ok()?, kept])
+}
+
+/// Gives back what is kept beyond the most that tensors took, once it is a quarter more.
+pub(crate) fn tidy() -> Result<()> {
+    let Some(pool) = POOL.get() else { return Ok(()) };
+    let used = pool.used()?;
+    if pool.read(CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)? > used / 4 * 5 {
+        // SAFETY: the pool is the device's.
+        unsafe { result::mem_pool::trim_to(pool.0, used as usize) }
+            .map_err(candle_core::Error::wrap)?;
+    }
+    Ok(())
 }
 
 /// The GPU that a tensor lies on.
@@ -100,11 +150,18 @@ impl From<bool> for Argument {
 /// The address of the first element of a tensor that lies row by row on a GPU; `dtypes` are those
 /// that the kernel knows.
 fn address(tensor: &Tensor, dtypes: &[DType]) -> Result<u64> {
-    if !dtypes.contains(&tensor.dtype()) || !tensor.is_contiguous() {
-        let found = (tensor.dtype(), tensor.is_contiguous());
-        return refused(format_args!(
-            "a kernel of the GPU takes {dtypes:?}, contiguous; not {found:?}"
-        ));
+    if !tensor.is_contiguous() {
+        let (shape, strides) = (tensor.shape(), tensor.stride());
+        return refused(format_args!("a kernel of the GPU can't read {shape:?} at {strides:?}"));
+    }
+    start(tensor, dtypes)
+}
+
+/// [`address`] of a tensor however it lies.
+fn start(tensor: &Tensor, dtypes: &[DType]) -> Result<u64> {
+    if !dtypes.contains(&tensor.dtype()) {
+        let found = tensor.dtype();
+        return refused(format_args!("a kernel of the GPU takes {dtypes:?}, not {found:?}"));
     }
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cuda(storage) = &*storage else {
@@ -145,6 +202,11 @@ fn maybe<T>(found: Option<T>, argument: impl FnOnce(T) -> Result<Argument>) -> R
     found.map_or(Ok(Argument::Address(0)), argument)
 }
 
+/// [`floats`] of a tensor that may be missing: then it is no address.
+fn maybe_floats(tensor: Option<&Tensor>) -> Result<(Argument, Argument)> {
+    tensor.map_or(Ok((Argument::Address(0), false.into())), floats)
+}
+
 /// A tensor whose elements a kernel is going to write.
 fn empty(gpu: &CudaDevice, dtype: DType, shape: &[usize]) -> Result<Tensor> {
     let len = shape.iter().product();
@@ -171,6 +233,19 @@ fn code() -> Result<&'static str> {
     code.map_err(|what| candle_core::Error::msg(format!("cuda/kernels.cu: {what}")).into())
 }
 
+/// A kernel on a GPU. The driver is asked once: it looks for a name among all of them.
+fn function(gpu: &CudaDevice, name: &'static str) -> Result<CudaFunction> {
+    static KNOWN: Mutex<Vec<(DeviceId, &str, CudaFunction)>> = Mutex::new(Vec::new());
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let found = known.iter().find(|(id, known, _)| (*id, *known) == (gpu.id(), name));
+    if let Some((_, _, function)) = found {
+        return Ok(function.clone());
+    }
+    let function = gpu.get_or_load_custom_func(name, "lowrank", code()?)?.into_cuda_function();
+    known.push((gpu.id(), name, function.clone()));
+    Ok(function)
+}
+
 /// Runs a kernel in `blocks` blocks of `THREADS` threads.
 ///
 /// # Safety
@@ -178,7 +253,7 @@ fn code() -> Result<&'static str> {
 /// the tensors whose addresses are among them.
 unsafe fn launch(
     gpu: &CudaDevice,
-    name: &str,
+    name: &'static str,
     blocks: usize,
     arguments: &[Argument],
 ) -> Result<()> {
@@ -188,8 +263,9 @@ unsafe fn launch(
     let Ok(blocks) = u32::try_from(blocks) else {
         return refused(format_args!("{name}: {blocks} blocks are more than a GPU runs at a time"));
     };
-    let function = gpu.get_or_load_custom_func(name, "lowrank", code()?)?;
-    let mut launch = function.builder();
+    let function = function(gpu, name)?;
+    let stream = gpu.cuda_stream();
+    let mut launch = stream.launch_builder(&function);
     for argument in arguments {
         match argument {
             Argument::Address(v) | Argument::Word(v) => launch.arg(v),

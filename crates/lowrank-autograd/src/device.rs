@@ -62,6 +62,26 @@ impl Placement {
     }
 }
 
+/// The most bytes that tensors took on the GPU so far, and the most that were kept for them, which is
+/// more where tensors of other sizes take turns; `None` if there is no GPU in use.
+pub fn gpu_memory() -> Option<[u64; 2]> {
+    #[cfg(feature = "cuda")]
+    return crate::cuda::memory();
+    #[cfg(not(feature = "cuda"))]
+    None
+}
+
+/// Gives memory that tensors no longer take back to the GPU, where it is much more than they ever
+/// took at a time. For the end of a step: tensors of many sizes leave gaps that nothing fits into.
+///
+/// # Errors
+/// Those of the driver.
+pub fn tidy_gpu() -> Result<()> {
+    #[cfg(feature = "cuda")]
+    crate::cuda::tidy()?;
+    Ok(())
+}
+
 #[cfg(not(feature = "cuda"))]
 fn cuda(_: usize) -> std::result::Result<Device, String> {
     let how = "`cargo build --release --features cuda`, as docs/cuda.md explains";

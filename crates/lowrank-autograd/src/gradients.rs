@@ -26,8 +26,12 @@ impl Gradients {
             }
             Some(buffer) => kernels::elementwise::add_assign(buffer, &gradient.contiguous()?)?,
             None => {
-                // A copy of its own: the incoming tensor may share storage with another's.
-                let own = gradient.to_dtype(DType::F32)?.force_contiguous()?;
+                let wide = gradient.to_dtype(DType::F32)?;
+                let own = match composed::device([&wide]) {
+                    Some(_) => wide.contiguous()?, // which nobody changes where it lies
+                    // A copy of its own: the incoming tensor may share storage with another's.
+                    None => wide.force_contiguous()?,
+                };
                 self.buffers.insert(id, own);
             }
         }

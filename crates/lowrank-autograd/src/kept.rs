@@ -32,6 +32,9 @@ impl Kept {
 
     /// Keeps a value that has been read as `data` by candle's operations.
     pub(crate) fn composed(value: &Value, data: &Tensor) -> Self {
+        if data.dtype() == DType::BF16 {
+            return Self(data.clone());
+        }
         let Some(place) = value.half() else {
             return Self(data.clone());
         };

@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use crate::{
     Error, Gradients, ParameterId, Result, Value, composed,
@@ -108,6 +108,8 @@ pub(crate) fn backward(
                 let _time = profile::backward(op);
                 let taken = backward.lock().unwrap_or_else(PoisonError::into_inner).take();
                 let backward = taken.ok_or(Error::AlreadyDifferentiated { op })?;
+                let widen = composed::device([&dy]).is_some() && !composed::reads_narrow(op);
+                let dy = if widen { dy.to_dtype(DType::F32)? } else { dy };
                 for (parent, gradient) in node.parents.iter().zip(backward(dy, gradients)?) {
                     if let (Some(parent), Some(gradient)) = (parent, gradient) {
                         add_pending(&mut pending, parent, gradient)?;

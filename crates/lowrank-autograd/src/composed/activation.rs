@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{data, filled, sigmoid};
+use super::{data, filled, floats, sigmoid, wide};
 use crate::{Result, Value, kept::Kept, ops::Activation};
 
 /// `√(2/π)` and the factor of the cube in GELU's approximation.
@@ -69,19 +69,20 @@ fn tanh_share(x: &Tensor) -> Result<Tensor> {
 
 /// [`crate::ops::activation`].
 pub(crate) fn activation(x: &Value, f: Activation, device: &Device) -> Result<Value> {
-    let x_data = data(device, x)?;
+    let x_data = floats(device, x)?;
     let (y, narrow) = unit(f, &x_data, None, x.half().is_some())?;
     let y = Value::record("activation", y, [x], |_| {
-        let kept = Kept::composed(x, &x_data);
+        let (kept, dtype) = (Kept::composed(x, &x_data), x_data.dtype());
         move |dy: Tensor| {
-            let [dx, _] = unit_gradients(f, &dy.contiguous()?, kept, None, [true, false])?;
+            let [dx, _] = unit_gradients(f, &dy.contiguous()?, kept, None, [Some(dtype), None])?;
             Ok([dx])
         }
     });
     Ok(y.with_narrow(narrow))
 }
 
-/// `f(g)·u`, or `f(g)` without `u`; with its bf16 version if `half` wants it.
+/// `f(g)·u`, or `f(g)` without `u`: in bf16 where both are, otherwise in f32 and, if `half` wants it,
+/// in bf16 as well.
 fn unit(
     f: Activation,
     g: &Tensor,
@@ -89,42 +90,45 @@ fn unit(
     half: bool,
 ) -> Result<(Tensor, Option<Tensor>)> {
     on_gpu!(g, gated(f, g, u, half));
-    let y = of(f, g)?;
-    let y = u.map_or(Ok(y.clone()), |u| y * u)?;
+    let y = of(f, &wide(g)?)?;
+    let y = u.map_or(Ok(y.clone()), |u| y * wide(u)?)?;
+    if [Some(g), u].into_iter().flatten().all(|x| x.dtype() == DType::BF16) {
+        return Ok((y.to_dtype(DType::BF16)?, None));
+    }
     let narrow = half.then(|| y.to_dtype(DType::BF16)).transpose()?;
     Ok((y, narrow))
 }
 
-/// The gradients of `g` and `u` in [`unit`], as far as they are `needed`; without `u` it is 1.
+/// The gradients of `g` and `u` in [`unit`], in the dtypes that are given for those that are needed;
+/// without `u` it is 1.
 fn unit_gradients(
     f: Activation,
     dy: &Tensor,
     g: Kept,
     u: Option<Kept>,
-    needed: [bool; 2],
+    needed: [Option<DType>; 2],
 ) -> Result<[Option<Tensor>; 2]> {
-    let [need_g, need_u] = needed;
     on_gpu!(dy, gated_backward(f, dy, &g.into_tensor(), u.map(Kept::into_tensor), needed));
-    let g = g.tensor()?;
-    let du = need_u.then(|| -> Result<Tensor> { Ok((dy * of(f, &g)?)?) }).transpose()?;
-    let dg = |u: Option<Kept>| -> Result<Tensor> {
-        let dg = (dy * slope(f, &g)?)?;
-        Ok(match u {
-            Some(u) => (dg * u.tensor()?)?,
-            None => dg,
-        })
+    let (dy, g) = (wide(dy)?, g.tensor()?);
+    let du = |dtype| -> Result<Tensor> { Ok((&dy * of(f, &g)?)?.to_dtype(dtype)?) };
+    let du = needed[1].map(du).transpose()?;
+    let dg = |dtype| -> Result<Tensor> {
+        let dg = (&dy * slope(f, &g)?)?;
+        let dg = u.map_or(Ok(dg.clone()), |u| u.tensor().and_then(|u| Ok((dg * u)?)))?;
+        Ok(dg.to_dtype(dtype)?)
     };
-    Ok([need_g.then(|| dg(u)).transpose()?, du])
+    Ok([needed[0].map(dg).transpose()?, du])
 }
 
 /// [`crate::ops::gated`].
 pub(crate) fn gated(gate: &Value, up: &Value, f: Activation, device: &Device) -> Result<Value> {
-    let (g, u) = (data(device, gate)?, data(device, up)?);
+    let (g, u) = (floats(device, gate)?, floats(device, up)?);
     let half = gate.half().is_some() || up.half().is_some();
     let (y, narrow) = unit(f, &g, Some(&u), half)?;
-    let y = Value::record("gated", y, [gate, up], |needed| {
+    let y = Value::record("gated", y, [gate, up], |[need_g, need_u]| {
+        let needed = [need_g.then_some(g.dtype()), need_u.then_some(u.dtype())];
         let g = Kept::composed(gate, &g);
-        let u = needed[0].then(|| Kept::composed(up, &u));
+        let u = need_g.then(|| Kept::composed(up, &u));
         move |dy: Tensor| unit_gradients(f, &dy.contiguous()?, g, u, needed)
     });
     Ok(y.with_narrow(narrow))

@@ -14,7 +14,8 @@ pub(crate) fn update(
 ) -> Result<()> {
     let p = parameter.data();
     let g = on(p.device(), gradient)?;
-    parameter.set(&updated(n, &p, &g, [mean, square])?)
+    parameter.take_up(updated(n, &p, &g, [mean, square])?);
+    Ok(())
 }
 
 /// The parameter after the update; its moments are the new ones then.

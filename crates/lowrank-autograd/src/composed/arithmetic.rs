@@ -2,12 +2,14 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{data, filled, on, total};
+use super::{data, filled, floats, on, total, wide};
 use crate::{Result, Value};
 
-/// `a + b`.
+/// `a + b` in f32.
 pub(crate) fn added(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    Ok((a + on(a.device(), b)?)?)
+    let b = on(a.device(), b)?;
+    on_gpu!(a, added(&a.contiguous()?, &b));
+    Ok((wide(a)? + wide(&b)?)?)
 }
 
 /// `factor·x`.
@@ -27,7 +29,7 @@ pub(crate) fn square_sum(tensors: &[&Tensor]) -> Result<f64> {
 
 /// [`crate::ops::add`].
 pub(crate) fn add(a: &Value, b: &Value, device: &Device) -> Result<Value> {
-    let y = (data(device, a)? + data(device, b)?)?;
+    let y = added(&floats(device, a)?, &floats(device, b)?)?;
     Ok(Value::record("add", y, [a, b], |_| |dy: Tensor| Ok([Some(dy.clone()), Some(dy)])))
 }
 

@@ -1,5 +1,5 @@
-//! Attention, one sequence after the other, each with its whole matrix of scores; it is made again
-//! in the backward pass, so that no more than one sequence's is there at a time.
+//! Attention, one sequence after the other, some queries at a time with all their scores; these are
+//! made again in the backward pass, so that no more than one block's are there at a time.
 
 use std::{ops::Range, sync::Arc};
 
@@ -31,13 +31,6 @@ struct Probabilities {
     distances: Option<Tensor>,
 }
 
-/// The gradients of one sequence.
-struct Gradients {
-    /// Of `q`, `k` and `v`.
-    operands: [Tensor; 3],
-    by_distance: ByDistance,
-}
-
 /// The gradient of what is added to the scores, as rows `[pairs, heads]`, behind the row of the bias
 /// that each belongs to, if there is one.
 type ByDistance = Option<(Tensor, Tensor)>;
@@ -59,22 +52,20 @@ pub(crate) fn attention(
     let setting = Setting { shape, bias: bias_data.as_ref(), dropout: dropout.as_ref() };
     let mut parts = Vec::with_capacity(spans.len());
     for span in spans.iter().filter(|span| !span.queries.is_empty()) {
-        let [q, k, v] = of_span(&tensors, span)?;
-        parts.push((span.queries.clone(), setting.forward(&q, &k, &v, span)?));
+        parts.push((span.queries.clone(), setting.forward(&of_span(&tensors, span)?, span)?));
     }
     let (n, width) = (tensors[0].dim(0)?, shape.heads * shape.value_dim);
-    let y = assembled(parts, n, width, device)?;
+    let y = assembled(parts, n, width, dtype, device)?;
     let mut parents = operands.to_vec();
     parents.extend(bias);
-    let y = Value::record_many("attention", y, &parents, |_| {
+    Ok(Value::record_many("attention", y, &parents, |_| {
         let (shape, spans) = (shape.clone(), Arc::clone(spans));
         move |dy: Tensor| {
             let (bias, dropout) = (bias_data.as_ref(), dropout.as_ref());
             let setting = Setting { shape: &shape, bias, dropout };
-            setting.gradients(&tensors, &dy.to_dtype(dtype)?.contiguous()?, &spans)
+            setting.gradients(&tensors, &dy.contiguous()?, &spans)
         }
-    });
-    Ok(y)
+    }))
 }
 
 /// A sequence's rows of the operands.
@@ -88,11 +79,12 @@ pub(super) fn assembled(
     mut parts: Vec<(Range<usize>, Tensor)>,
     n: usize,
     width: usize,
+    dtype: DType,
     device: &Device,
 ) -> Result<Tensor> {
     parts.retain(|(rows, _)| !rows.is_empty());
     parts.sort_by_key(|(rows, _)| rows.start);
-    let zeros = |rows: usize| Tensor::zeros((rows, width), DType::F32, device);
+    let zeros = |rows: usize| Tensor::zeros((rows, width), dtype, device);
     if parts.windows(2).any(|pair| pair[1].0.start < pair[0].0.end) {
         let mut sum = zeros(n)?;
         for (rows, part) in parts {
@@ -114,17 +106,50 @@ pub(super) fn assembled(
     Ok(Tensor::cat(&all, 0)?)
 }
 
-/// `[rows, heads·dim]` as `[heads, rows, dim]`.
-pub(super) fn by_head(x: &Tensor, heads: usize) -> Result<Tensor> {
-    on_gpu!(x, by_head(x, heads));
+/// `[rows, heads·dim]` as `[heads, rows, dim]`, in `dtype`.
+pub(super) fn by_head(x: &Tensor, heads: usize, dtype: DType) -> Result<Tensor> {
+    on_gpu!(x, by_head(x, heads, dtype));
     let (rows, width) = x.dims2()?;
-    Ok(x.reshape((rows, heads, width / heads))?.transpose(0, 1)?.contiguous()?)
+    let turned = x.reshape((rows, heads, width / heads))?.transpose(0, 1)?;
+    Ok(turned.contiguous()?.to_dtype(dtype)?)
 }
 
-/// `[heads, rows, dim]` as `[rows, heads·dim]`.
-pub(super) fn by_row(x: &Tensor) -> Result<Tensor> {
-    on_gpu!(x, by_row(x));
-    Ok(x.transpose(0, 1)?.contiguous()?.flatten_from(1)?)
+/// `[heads, rows, dim]` as `[rows, heads·dim]`, in `dtype`.
+pub(super) fn by_row(x: &Tensor, dtype: DType) -> Result<Tensor> {
+    on_gpu!(x, by_row(x, dtype));
+    Ok(x.transpose(0, 1)?.contiguous()?.flatten_from(1)?.to_dtype(dtype)?)
+}
+
+/// Most queries of a [`Block`].
+const QUERIES: usize = 512;
+
+/// Some queries of a sequence and the keys that they may see, whose scores are there at once.
+struct Block {
+    /// Rows among the sequence's queries.
+    queries: Range<usize>,
+    /// Rows among its keys.
+    keys: Range<usize>,
+    /// The two as a sequence of their own.
+    span: Span,
+}
+
+impl Block {
+    /// The part of keys or values `[heads, keys, dim]` that belongs to it.
+    fn part(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.narrow(1, self.keys.start, self.keys.len())?)
+    }
+
+    /// `sum + a·b` in its part of `sum`, which is 0 if it isn't there yet and `[heads, keys, dim]`
+    /// like `x` in any case.
+    fn added(&self, sum: Option<Tensor>, a: &Tensor, b: &Tensor, x: &Tensor) -> Result<Tensor> {
+        if sum.is_none() && self.keys.len() == x.dim(1)? {
+            return matmul(a, b, 1.0);
+        }
+        let sum = sum.map_or_else(|| Tensor::zeros(x.dims(), DType::F32, x.device()), Ok)?;
+        on_gpu!(sum, add_product(self.part(&sum)?, a, b, 1.0).map(|_| sum));
+        let behind = x.dim(1)? - self.keys.end;
+        Ok((sum + matmul(a, b, 1.0)?.pad_with_zeros(1, self.keys.start, behind)?)?)
+    }
 }
 
 impl Setting<'_> {
@@ -142,22 +167,41 @@ impl Setting<'_> {
         Ok(x.reshape((heads, kv * rows / heads, dim))?)
     }
 
-    /// Attends in one sequence: `[queries, heads·value_dim]`.
-    pub(super) fn forward(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        span: &Span,
-    ) -> Result<Tensor> {
-        let [heads, kv] = [self.shape.heads, self.shape.kv_heads];
+    /// The blocks of a sequence. Masks of dropout begin at the first key.
+    fn blocks(&self, span: &Span) -> impl Iterator<Item = Block> {
+        let (n, keys, offset) = (span.queries.len(), span.keys.len(), span.offset);
+        let (first_row, causal) = (span.queries.start, self.shape.causal);
+        let window = self.shape.window.filter(|_| self.dropout.is_none());
+        (0..n).step_by(QUERIES).map(move |start| {
+            let queries = start..n.min(start + QUERIES);
+            let last = if causal { keys.min(offset + queries.end) } else { keys };
+            let first = window.map_or(0, |w| (offset + start + 1).saturating_sub(w).min(last));
+            let keys = if first < last { first..last } else { 0..keys };
+            let span = Span {
+                queries: first_row + queries.start..first_row + queries.end,
+                keys: 0..keys.len(),
+                offset: offset + start - keys.start,
+            };
+            Block { queries, keys, span }
+        })
+    }
+
+    /// Attends in one sequence: `[queries, heads·value_dim]`, in the dtype of the operands.
+    pub(super) fn forward(&self, [q, k, v]: &[Tensor; 3], span: &Span) -> Result<Tensor> {
+        let ([heads, kv], dtype) = ([self.shape.heads, self.shape.kv_heads], q.dtype());
         if span.keys.is_empty() {
             let width = heads * self.shape.value_dim;
-            return Ok(Tensor::zeros((span.queries.len(), width), DType::F32, q.device())?);
+            return Ok(Tensor::zeros((span.queries.len(), width), dtype, q.device())?);
         }
-        let (q, k, v) = (by_head(q, heads)?, by_head(k, kv)?, by_head(v, kv)?);
-        let found = self.probabilities(&q, &k, span)?;
-        by_row(&self.ungrouped(&matmul(&self.grouped(&found.dropped()?)?, &v, 1.0)?)?)
+        let (k, v) = (by_head(k, kv, dtype)?, by_head(v, kv, dtype)?);
+        let one = |block: Block| {
+            let q = q.narrow(0, block.queries.start, block.queries.len())?;
+            let q = by_head(&q, heads, dtype)?;
+            let found = self.probabilities(&q, &block.part(&k)?, &block.span)?;
+            let y = matmul(&self.grouped(&found.dropped()?)?, &block.part(&v)?, 1.0)?;
+            by_row(&self.ungrouped(&y)?, dtype)
+        };
+        Ok(Tensor::cat(&self.blocks(span).map(one).collect::<Result<Vec<_>>>()?, 0)?)
     }
 
     fn probabilities(&self, q: &Tensor, k: &Tensor, span: &Span) -> Result<Probabilities> {
@@ -209,19 +253,16 @@ impl Setting<'_> {
         let mut dbias = self.bias.map(Tensor::zeros_like).transpose()?;
         for span in spans.iter().filter(|s| !s.queries.is_empty() && !s.keys.is_empty()) {
             let dy = dy.narrow(0, span.queries.start, span.queries.len())?;
-            let found = self.of_one(of_span(tensors, span)?, &dy, span)?;
-            if let (Some(sum), Some((rows, ds))) = (&dbias, found.by_distance) {
-                dbias = Some(sum.index_add(&rows, &ds, 0)?);
-            }
+            let found = self.of_sequence(&of_span(tensors, span)?, &dy, span, &mut dbias)?;
             let rows = [&span.queries, &span.keys, &span.keys];
-            for ((parts, rows), one) in parts.iter_mut().zip(rows).zip(found.operands) {
+            for ((parts, rows), one) in parts.iter_mut().zip(rows).zip(found) {
                 parts.push((rows.clone(), one));
             }
         }
         let mut found = Vec::with_capacity(4);
         for (parts, like) in parts.into_iter().zip(tensors) {
             let (n, width) = like.dims2()?;
-            found.push(Some(assembled(parts, n, width, like.device())?));
+            found.push(Some(assembled(parts, n, width, like.dtype(), like.device())?));
         }
         if self.bias.is_some() {
             found.push(dbias);
@@ -229,23 +270,43 @@ impl Setting<'_> {
         Ok(found)
     }
 
-    /// What one sequence's gradients are.
-    fn of_one(&self, [q, k, v]: [Tensor; 3], dy: &Tensor, span: &Span) -> Result<Gradients> {
-        let [heads, kv] = [self.shape.heads, self.shape.kv_heads];
-        let (q, k, v) = (by_head(&q, heads)?, by_head(&k, kv)?, by_head(&v, kv)?);
-        let dy = self.grouped(&by_head(dy, heads)?)?;
-        let found = self.probabilities(&q, &k, span)?;
-        let dropped = found.dropped()?;
-        let dv = matmul(&self.grouped(&dropped)?.transpose(1, 2)?, &dy, 1.0)?;
-        let mut dp = self.ungrouped(&matmul(&dy, &v.t()?, 1.0)?)?;
-        if let Some(dropped) = &found.dropped {
-            dp = (dp * dropped)?;
+    /// The gradients of one sequence's queries, keys and values; that of what is added to the scores
+    /// goes to `dbias`.
+    fn of_sequence(
+        &self,
+        [q, k, v]: &[Tensor; 3],
+        dy: &Tensor,
+        span: &Span,
+        dbias: &mut Option<Tensor>,
+    ) -> Result<[Tensor; 3]> {
+        let ([heads, kv], dtype) = ([self.shape.heads, self.shape.kv_heads], q.dtype());
+        let (k, v) = (by_head(k, kv, dtype)?, by_head(v, kv, dtype)?);
+        let (mut dq, mut dk, mut dv) = (Vec::new(), None, None);
+        for block in self.blocks(span) {
+            let rows = |x: &Tensor| -> Result<Tensor> {
+                by_head(&x.narrow(0, block.queries.start, block.queries.len())?, heads, dtype)
+            };
+            let (q, dy) = (rows(q)?, self.grouped(&rows(dy)?)?);
+            let found = self.probabilities(&q, &block.part(&k)?, &block.span)?;
+            let p = self.grouped(&found.dropped()?)?.transpose(1, 2)?;
+            dv = Some(block.added(dv, &p, &dy, &v)?);
+            let mut dp = self.ungrouped(&matmul(&dy, &block.part(&v)?.t()?, 1.0)?)?;
+            if let Some(dropped) = &found.dropped {
+                dp = (dp * dropped)?;
+            }
+            let (ds, by_distance) = self.score_gradients(&dp, found)?;
+            if let (Some(sum), Some((rows, ds))) = (&dbias, by_distance) {
+                *dbias = Some(sum.index_add(&rows, &ds, 0)?);
+            }
+            let ds = self.grouped(&ds)?;
+            dq.push(by_row(&self.ungrouped(&matmul(&ds, &block.part(&k)?, 1.0)?)?, dtype)?);
+            dk = Some(block.added(dk, &ds.transpose(1, 2)?, &self.grouped(&q)?, &k)?);
         }
-        let (ds, by_distance) = self.score_gradients(&dp, found)?;
-        let ds = self.grouped(&ds)?;
-        let dq = self.ungrouped(&matmul(&ds, &k, 1.0)?)?;
-        let dk = matmul(&ds.transpose(1, 2)?, &self.grouped(&q)?, 1.0)?;
-        Ok(Gradients { operands: [by_row(&dq)?, by_row(&dk)?, by_row(&dv)?], by_distance })
+        let whole = |sum: Option<Tensor>, x: &Tensor| match sum {
+            Some(sum) => by_row(&sum, dtype),
+            None => Ok(x.zeros_like()?),
+        };
+        Ok([Tensor::cat(&dq, 0)?, whole(dk, &k)?, whole(dv, &v)?])
     }
 
     /// What the gradient of the probabilities makes of the products of queries and keys, in the dtype

@@ -1,6 +1,6 @@
 //! Attention over what a cache holds.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::{
     attention::{Setting, assembled},
@@ -55,12 +55,13 @@ pub(crate) fn attention_cached(
         let cache = Cache::appended(cache.as_ref(), rows(&k)?, rows(&v)?)?;
         let (len, all) = (span.queries.len(), cache.keys.dim(0)?);
         let whole = Span { queries: 0..len, keys: 0..all, offset: all - len };
-        let y = setting.forward(&rows(&q)?, &cache.keys, &cache.values, &whole)?;
+        let operands = [rows(&q)?, cache.keys.clone(), cache.values.clone()];
+        let y = setting.forward(&operands, &whole)?;
         output.push((span.queries.clone(), y));
         grown.push(Some(cache));
     }
     let width = shape.heads * shape.value_dim;
-    let y = assembled(output, q.dim(0)?, width, device)?;
+    let y = assembled(output, q.dim(0)?, width, DType::F32, device)?;
     caches.iter_mut().zip(grown).for_each(|(cache, grown)| **cache = grown);
     Ok(y)
 }

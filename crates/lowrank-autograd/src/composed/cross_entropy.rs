@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Tensor};
 
-use super::{data, filled, on, product};
+use super::{data, factor, filled, on, product};
 use crate::{Result, Value, Weight, ops::ScoredTargets};
 
 /// Most logits at a time, unless they are those of fewer than [`ROWS`] rows.
@@ -107,8 +107,8 @@ pub(crate) fn linear_cross_entropy(
     if targets.is_empty() {
         return of_no_rows(OP, x, device);
     }
-    let x_data = data(device, x)?;
     let w = weight.on(device)?;
+    let x_data = factor(device, x, w.dtype())?;
     let (n, count) = (targets.len(), w.dim(0)?);
     let bias = bias.map(|bias| on(device, bias)).transpose()?;
     let targets = Tensor::from_slice(targets, (n, 1), device)?;
@@ -120,14 +120,14 @@ pub(crate) fn linear_cross_entropy(
     let block = (LOGITS / count.max(1)).max(ROWS);
     for start in (0..n).step_by(block) {
         let rows = block.min(n - start);
-        let mut z = product(&x_data.narrow(0, start, rows)?, &w.t()?)?;
+        let mut z = product(&x_data.narrow(0, start, rows)?, &w.t()?, DType::F32)?;
         if let Some(bias) = &bias {
             z = z.broadcast_add(bias)?;
         }
         let targets = targets.narrow(0, start, rows)?.contiguous()?;
         let (found, dz) = of_rows(&z, &targets, softcap, wanted)?;
         all.push(found);
-        dx.extend(dz.map(|dz| product(&dz, &w)).transpose()?);
+        dx.extend(dz.map(|dz| product(&dz, &w, DType::F32)).transpose()?);
     }
     let dx = x.needs_gradient().then(|| Tensor::cat(&dx, 0)).transpose()?;
     scored(OP, x, &all, dx)

@@ -53,7 +53,7 @@ pub(crate) fn disentangled_attention(
     for span in spans.iter() {
         parts.push((span.queries.clone(), setting.forward(&tensors, span)?));
     }
-    let y = assembled(parts, n, width, device)?;
+    let y = assembled(parts, n, width, DType::F32, device)?;
     let spans = Arc::clone(spans);
     Ok(Value::record_many("disentangled_attention", y, &parents, |_| {
         move |dy: Tensor| setting.gradients(&tensors, &dy.contiguous()?, &spans)
@@ -67,8 +67,10 @@ fn rows_of(x: &Tensor, rows: &Range<usize>) -> Result<Tensor> {
 impl Setting {
     fn sequence(&self, tensors: &[Tensor], span: &Span) -> Result<Sequence> {
         let (heads, len, device) = (self.heads, span.keys.len(), tensors[0].device());
-        let real = |x: &Tensor| by_head(&rows_of(x, &span.keys)?, heads);
-        let table = |i: usize| self.tables[i].then(|| by_head(&tensors[3 + i], heads)).transpose();
+        let real = |x: &Tensor| by_head(&rows_of(x, &span.keys)?, heads, DType::F32);
+        let table = |i: usize| {
+            self.tables[i].then(|| by_head(&tensors[3 + i], heads, DType::F32)).transpose()
+        };
         let middle = self.rows.len() / 2;
         let row = |i: usize, j: usize| self.rows.get(middle + i - j).map_or(0, |row| *row as usize);
         let pairs = (0..len).flat_map(|i| (0..len).map(move |j| row(i, j)));
@@ -109,7 +111,7 @@ impl Setting {
         let of = self.sequence(tensors, span)?;
         let (p, factors) = self.probabilities(&of, span)?;
         let p = factors.map_or(Ok(p.clone()), |factors| p * factors)?;
-        let y = by_row(&p.matmul(&of.v)?)?;
+        let y = by_row(&p.matmul(&of.v)?, DType::F32)?;
         if span.queries == span.keys {
             return Ok(y);
         }
@@ -160,10 +162,10 @@ impl Setting {
         let (n, width) = tensors[0].dims2()?;
         let mut found = Vec::with_capacity(5);
         for parts in parts {
-            found.push(Some(assembled(parts, n, width, device)?));
+            found.push(Some(assembled(parts, n, width, DType::F32, device)?));
         }
         for table in tables {
-            found.push(table.map(|table| by_row(&table)).transpose()?);
+            found.push(table.map(|table| by_row(&table, DType::F32)).transpose()?);
         }
         Ok(found)
     }
@@ -177,7 +179,7 @@ impl Setting {
         tables: &mut [Option<Tensor>; 2],
     ) -> Result<[Tensor; 3]> {
         let of = self.sequence(tensors, span)?;
-        let dy = by_head(dy, self.heads)?;
+        let dy = by_head(dy, self.heads, DType::F32)?;
         let (p, factors) = self.probabilities(&of, span)?;
         let dropped = factors.as_ref().map_or(Ok(p.clone()), |factors| &p * factors)?;
         let dv = dropped.transpose(1, 2)?.matmul(&dy)?;
@@ -199,7 +201,8 @@ impl Setting {
             dk = (dk + by_row.matmul(queries)?)?;
             *sum = (&*sum + by_row.transpose(1, 2)?.matmul(&of.k)?)?;
         }
-        Ok([by_row(&dq)?, by_row(&dk)?, by_row(&dv)?])
+        let rows = |x: &Tensor| by_row(x, DType::F32);
+        Ok([rows(&dq)?, rows(&dk)?, rows(&dv)?])
     }
 }
 

@@ -118,7 +118,7 @@ impl Saved {
     }
 
     fn forward(&self, e: usize, x: &Tensor) -> Result<Tensor> {
-        let mut y = product(x, &self.matrix(e)?.t()?)?;
+        let mut y = product(x, &self.matrix(e)?.t()?, DType::F32)?;
         for term in &self.terms {
             let [a, b] = term.of_expert(e, self.experts(), &self.part)?;
             y = (y + (x.matmul(&a.t()?)? * term.scale)?.matmul(&b.t()?)?)?;
@@ -134,7 +134,8 @@ impl Saved {
         for (e, rows) in self.used() {
             let dy = rows_of(dy, &rows)?;
             let x = x.map(|x| rows_of(x, &rows)).transpose()?;
-            let mut own = self.need_x.then(|| product(&dy, &self.matrix(e)?)).transpose()?;
+            let mut own =
+                self.need_x.then(|| product(&dy, &self.matrix(e)?, DType::F32)).transpose()?;
             if let (Some(x), Some(true)) = (&x, self.need_matrix) {
                 matrices[e] = Some(self.at_part(&dy.t()?.matmul(x)?)?);
             }

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{add_product, data, factor, masked, matmul, on, product};
+use super::{add_product, data, factor, floats, masked, matmul, on, product, wide};
 use crate::{Dropout, Result, Value, Weight, kept::Kept, ops::LowRank};
 
 /// [`crate::ops::linear`] for the matrix `w`, which is `trained` if it is a value's.
@@ -14,8 +14,11 @@ pub(crate) fn linear(
     terms: &[LowRank],
     device: &Device,
 ) -> Result<Value> {
-    let (x_data, matrix) = (data(device, x)?, w.on(device)?);
-    let mut y = product(&factor(device, x, w.dtype())?, &matrix.t()?)?;
+    let (x_data, matrix) = (floats(device, x)?, w.on(device)?);
+    // What is added to the product is added in f32.
+    let alone = w.dtype() == DType::BF16 && bias.is_none() && terms.is_empty();
+    let dtype = if alone { DType::BF16 } else { DType::F32 };
+    let mut y = product(&factor(device, x, w.dtype())?, &matrix.t()?, dtype)?;
     if let Some(bias) = bias {
         y = y.broadcast_add(&data(device, bias)?)?;
     }
@@ -25,7 +28,7 @@ pub(crate) fn linear(
     let mut kept = Vec::with_capacity(terms.len());
     for term in terms {
         let saved;
-        (y, saved) = SavedTerm::added(y, term, &x_data)?;
+        (y, saved) = SavedTerm::added(y, term, &wide(&x_data)?)?;
         kept.push(saved);
         parents.extend([&term.a, &term.b]);
         parents.extend(&term.bias);
@@ -36,7 +39,7 @@ pub(crate) fn linear(
         let saved = Saved {
             x: reads_x.then(|| Kept::composed(x, &x_data)),
             transposed: w.is_transposed(),
-            need_x: x.needs_gradient(),
+            need_x: x.needs_gradient().then_some(x.data().dtype()),
             need_matrix,
             need_bias: bias.map(Value::needs_gradient),
             terms: kept,
@@ -53,7 +56,8 @@ struct Saved {
     /// `[out, in]`
     matrix: Tensor,
     transposed: bool,
-    need_x: bool,
+    /// The dtype of `x`.
+    need_x: Option<DType>,
     need_matrix: Option<bool>,
     need_bias: Option<bool>,
     terms: Vec<SavedTerm>,
@@ -124,7 +128,12 @@ impl Saved {
     fn gradients(&self, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let dy = &on(self.matrix.device(), dy)?;
         let x = self.x.as_ref().map(Kept::tensor).transpose()?;
-        let mut dx = self.need_x.then(|| product(dy, &self.matrix)).transpose()?;
+        let narrow = self.terms.is_empty() && self.matrix.dtype() == DType::BF16;
+        let dtype = |of_x| if narrow { of_x } else { DType::F32 };
+        let dx = self.need_x.map(|of_x| product(dy, &self.matrix, dtype(of_x)));
+        let mut dx = dx.transpose()?;
+        let summed = [self.need_matrix, self.need_bias].contains(&Some(true));
+        let dy = &if summed || !self.terms.is_empty() { wide(dy)? } else { dy.clone() };
         let mut rest = Vec::new();
         if let Some(needed) = self.need_matrix {
             let dw = |x: &Tensor| match self.transposed {
@@ -137,7 +146,7 @@ impl Saved {
             rest.push(needed.then(|| dy.sum(0)).transpose()?);
         }
         for term in &self.terms {
-            let needed = self.need_x || term.need_a;
+            let needed = self.need_x.is_some() || term.need_a;
             let dh = needed.then(|| term.hidden_gradient(dy)).transpose()?;
             if let (Some(sum), Some(dh)) = (dx.take(), &dh) {
                 dx = Some(match &term.dropout {

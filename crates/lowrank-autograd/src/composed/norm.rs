@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Device, Tensor};
 
-use super::{data, on};
+use super::{data, floats, on, wide};
 use crate::{Result, Value, kept::Kept};
 
 /// What is divided by its size: `x`, or `x - mean` if it is `centred`; with the size's inverse.
@@ -21,7 +21,7 @@ pub(crate) fn normalize(
     centred: bool,
     device: &Device,
 ) -> Result<Value> {
-    let (x_data, w) = (data(device, x)?, data(device, weight)?);
+    let (x_data, w) = (floats(device, x)?, data(device, weight)?);
     let b = bias.map(|bias| data(device, bias)).transpose()?;
     let (y, narrow) = normalized(&x_data, &w, b.as_ref(), eps, centred, x.half().is_some())?;
     let mut parents = vec![x, weight];
@@ -60,7 +60,7 @@ fn normalized(
     half: bool,
 ) -> Result<(Tensor, Option<Tensor>)> {
     on_gpu!(x, normalize(x, w, b, eps, centred, half));
-    let y = standard(x, eps, centred)?.0.broadcast_mul(w)?;
+    let y = standard(&wide(x)?, eps, centred)?.0.broadcast_mul(w)?;
     let y = b.map_or(Ok(y.clone()), |b| y.broadcast_add(b))?;
     let narrow = half.then(|| y.to_dtype(DType::BF16)).transpose()?;
     Ok((y, narrow))

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::{D, Device, Tensor};
 
-use super::data;
+use super::{floats, wide};
 use crate::{
     Result, Value,
     ops::{Angles, RotaryStyle},
@@ -21,13 +21,14 @@ pub(crate) fn rotary(
 ) -> Result<Value> {
     let [cos, sin] = angles.on(device)?;
     let turn = move |x: &Tensor, sign| turn(x, head_dim, first, [&cos, &sin], style, sign);
-    let y = turn(&data(device, x)?, 1.0)?;
+    let y = turn(&floats(device, x)?, 1.0)?;
     Ok(Value::record("rotary", y, [x], |_| {
         move |dy: Tensor| Ok([Some(turn(&dy.contiguous()?, -1.0)?)])
     }))
 }
 
-/// Turns every head of `x` from element `first` on by angles `[n, half]`, or back if `sign` is -1.
+/// Turns every head of `x` from element `first` on by angles `[n, half]`, or back if `sign` is -1; in
+/// the dtype of `x`.
 fn turn(
     x: &Tensor,
     head_dim: usize,
@@ -40,7 +41,7 @@ fn turn(
     let ((n, width), half) = (x.dims2()?, cos.dim(1)?);
     let (heads, turned) = (width / head_dim, first..first + 2 * half);
     let (cos, sin) = (cos.unsqueeze(1)?, (sin.unsqueeze(1)? * f64::from(sign))?);
-    let x = x.reshape((n, heads, head_dim))?;
+    let (dtype, x) = (x.dtype(), wide(x)?.reshape((n, heads, head_dim))?);
     let part = |range: Range<usize>| x.narrow(D::Minus1, range.start, range.len());
     let middle = part(turned.clone())?;
     let (a, b) = match style {
@@ -63,5 +64,5 @@ fn turn(
     if turned.end < head_dim {
         parts.push(part(turned.end..head_dim)?.contiguous()?);
     }
-    Ok(Tensor::cat(&parts, D::Minus1)?.reshape((n, width))?)
+    Ok(Tensor::cat(&parts, D::Minus1)?.reshape((n, width))?.to_dtype(dtype)?)
 }

@@ -2,7 +2,9 @@
 
 use candle_core::{DType, Tensor};
 
-use super::{Argument, address, blocks, empty, f32s, floats, gpu, launch, maybe};
+use super::{
+    Argument, address, blocks, empty, f32s, floats, gpu, launch, maybe, maybe_floats, refused,
+};
 use crate::{
     Dropout, Result,
     kernels::adamw::AdamWUpdate,
@@ -28,7 +30,8 @@ fn long(n: usize) -> Argument {
     Argument::Long(n as i64)
 }
 
-/// `f(g)·u`, or `f(g)` without `u`, in f32; and its bf16 version if it is wanted.
+/// `f(g)·u`, or `f(g)` without `u`: in bf16 where both are, otherwise in f32 and, if `half` wants it,
+/// in bf16 as well.
 pub(crate) fn gated(
     f: Activation,
     g: &Tensor,
@@ -36,39 +39,59 @@ pub(crate) fn gated(
     half: bool,
 ) -> Result<(Tensor, Option<Tensor>)> {
     let (gpu, n) = (gpu(g)?, g.elem_count());
-    let y = empty(gpu, DType::F32, g.dims())?;
-    let narrow = half.then(|| empty(gpu, DType::BF16, g.dims())).transpose()?;
-    let [u, y16] = [maybe(u, f32s)?, maybe(narrow.as_ref(), |y| Ok(floats(y)?.0))?];
-    let arguments = [f32s(g)?, u, f32s(&y)?, y16, long(n), code(f)];
+    let narrow = [Some(g), u].into_iter().flatten().all(|x| x.dtype() == DType::BF16);
+    let place = |wanted: bool, dtype| wanted.then(|| empty(gpu, dtype, g.dims())).transpose();
+    let (y, y16) = (place(!narrow, DType::F32)?, place(narrow || half, DType::BF16)?);
+    let [(g, narrow_g), (u, narrow_u)] = [floats(g)?, maybe_floats(u)?];
+    let places = [maybe(y.as_ref(), f32s)?, maybe_floats(y16.as_ref())?.0];
+    let arguments = [&[g, narrow_g, u, narrow_u][..], &places, &[long(n), code(f)]].concat();
     // SAFETY: the kernel `gated` takes these, of `n` elements each.
     unsafe { launch(gpu, "gated", blocks(n), &arguments) }?;
-    Ok((y, narrow))
+    match (y, y16) {
+        (Some(y), y16) => Ok((y, y16)),
+        (None, Some(y16)) => Ok((y16, None)),
+        (None, None) => refused("`gated` with nothing to write"),
+    }
 }
 
-/// What `dy` makes of `f(g)·u`, or of `f(g)` without `u`: the gradients of `g` and of `u`, as far as
-/// they are `needed`.
+/// What `dy` makes of `f(g)·u`, or of `f(g)` without `u`: the gradients of `g` and of `u`, in the
+/// dtypes that are given for those that are needed.
 pub(crate) fn gated_backward(
     f: Activation,
     dy: &Tensor,
     g: &Tensor,
     u: Option<Tensor>,
-    needed: [bool; 2],
+    needed: [Option<DType>; 2],
 ) -> Result<[Option<Tensor>; 2]> {
     let (gpu, n) = (gpu(g)?, g.elem_count());
-    let place = |needed: bool| needed.then(|| empty(gpu, DType::F32, g.dims())).transpose();
+    let place = |dtype: Option<DType>| dtype.map(|dtype| empty(gpu, dtype, g.dims())).transpose();
     let [dg, du] = [place(needed[0])?, place(needed[1])?];
-    let (g, narrow_g) = floats(g)?;
-    let (u, narrow_u) = u.as_ref().map_or(Ok((Argument::Address(0), false.into())), floats)?;
-    let places = [maybe(dg.as_ref(), f32s)?, maybe(du.as_ref(), f32s)?];
-    let [dg_at, du_at] = places;
-    let arguments = [f32s(dy)?, g, u, dg_at, du_at, long(n), code(f), narrow_g, narrow_u];
+    let operands = [floats(dy)?, floats(g)?, maybe_floats(u.as_ref())?];
+    let places = [maybe_floats(dg.as_ref())?, maybe_floats(du.as_ref())?];
+    let flat = |pairs: &[(Argument, Argument)]| pairs.iter().flat_map(|p| [p.0, p.1]).collect();
+    let (operands, places): (Vec<_>, Vec<_>) = (flat(&operands), flat(&places));
+    let arguments = [&operands[..], &places, &[long(n), code(f)]].concat();
     // SAFETY: the kernel `gated_backward` takes these, of `n` elements each.
     unsafe { launch(gpu, "gated_backward", blocks(n), &arguments) }?;
     Ok([dg, du])
 }
 
+/// `a + b` in f32.
+pub(crate) fn added(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let (gpu, n) = (gpu(a)?, a.elem_count());
+    if a.dims() != b.dims() {
+        return refused(format_args!("can't add {:?} and {:?}", a.shape(), b.shape()));
+    }
+    let y = empty(gpu, DType::F32, a.dims())?;
+    let ((a, narrow_a), (b, narrow_b)) = (floats(a)?, floats(b)?);
+    let arguments = [a, narrow_a, b, narrow_b, f32s(&y)?, long(n)];
+    // SAFETY: the kernel `added` takes these, of `n` elements each.
+    unsafe { launch(gpu, "added", blocks(n), &arguments) }?;
+    Ok(y)
+}
+
 /// `x` `[rows, width]` with `2·half` elements of each head, from `first` on, turned by angles whose
-/// cosine and sine are `[rows, half]`; `sign` -1 turns them back.
+/// cosine and sine are `[rows, half]`; `sign` -1 turns them back. In the dtype of `x`.
 pub(crate) fn rotary(
     x: &Tensor,
     [cos, sin]: [&Tensor; 2],
@@ -78,9 +101,10 @@ pub(crate) fn rotary(
     sign: f32,
 ) -> Result<Tensor> {
     let (gpu, n, (_, width), half) = (gpu(x)?, x.elem_count(), x.dims2()?, cos.dim(1)?);
-    let y = empty(gpu, DType::F32, x.dims())?;
+    let y = empty(gpu, x.dtype(), x.dims())?;
     let pairs = matches!(style, RotaryStyle::Pairs);
-    let tensors = [f32s(x)?, f32s(cos)?, f32s(sin)?, f32s(&y)?];
+    let (x, narrow) = floats(x)?;
+    let tensors = [x, f32s(cos)?, f32s(sin)?, floats(&y)?.0, narrow];
     let numbers = [width, head_dim, first, half].map(Argument::from);
     let arguments = [&tensors[..], &[long(n)], &numbers, &[pairs.into(), sign.into()]].concat();
     // SAFETY: the kernel `rotary` takes these; shapes were checked by the operation.
@@ -88,22 +112,27 @@ pub(crate) fn rotary(
     Ok(y)
 }
 
-/// `[rows, heads·dim]` as `[heads, rows, dim]`, in the dtype of `x`.
-pub(crate) fn by_head(x: &Tensor, heads: usize) -> Result<Tensor> {
+/// `[rows, heads·dim]` as `[heads, rows, dim]`, in `dtype`.
+pub(crate) fn by_head(x: &Tensor, heads: usize, dtype: DType) -> Result<Tensor> {
     let (rows, width) = x.dims2()?;
-    swap_heads(x, [rows, heads, width / heads], true)
+    swap_heads(x, [rows, heads, width / heads], true, dtype)
 }
 
-/// `[heads, rows, dim]` as `[rows, heads·dim]`, in the dtype of `x`.
-pub(crate) fn by_row(x: &Tensor) -> Result<Tensor> {
+/// `[heads, rows, dim]` as `[rows, heads·dim]`, in `dtype`.
+pub(crate) fn by_row(x: &Tensor, dtype: DType) -> Result<Tensor> {
     let (heads, rows, dim) = x.dims3()?;
-    swap_heads(x, [rows, heads, dim], false)
+    swap_heads(x, [rows, heads, dim], false, dtype)
 }
 
-fn swap_heads(x: &Tensor, [rows, heads, dim]: [usize; 3], to_heads: bool) -> Result<Tensor> {
+fn swap_heads(
+    x: &Tensor,
+    [rows, heads, dim]: [usize; 3],
+    to_heads: bool,
+    dtype: DType,
+) -> Result<Tensor> {
     let (gpu, n) = (gpu(x)?, x.elem_count());
     let shape: &[usize] = if to_heads { &[heads, rows, dim] } else { &[rows, heads * dim] };
-    let y = empty(gpu, x.dtype(), shape)?;
+    let y = empty(gpu, dtype, shape)?;
     let ((x, narrow), (y_at, narrow_y)) = (floats(x)?, floats(&y)?);
     let numbers = [rows, heads, dim].map(Argument::from);
     let flags = [to_heads.into(), narrow, narrow_y];

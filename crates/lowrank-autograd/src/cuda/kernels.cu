@@ -67,13 +67,13 @@ __device__ void moments(const void* x, int narrow, index_t row, int d, float eps
 }
 
 // y = (x - mean)/size·w + b, and its bf16 version if one is asked for.
-extern "C" __global__ void normalize(const float* x, const float* w, const float* b, float* y, bf16* y16,
-                                int d, float eps, int centred) {
+extern "C" __global__ void normalize(const void* x, const float* w, const float* b, float* y, bf16* y16,
+                                     int narrow, int d, float eps, int centred) {
     index_t row = (index_t)blockIdx.x * d;
     float mean, inverse;
-    moments(x, 0, row, d, eps, centred, &mean, &inverse);
+    moments(x, narrow, row, d, eps, centred, &mean, &inverse);
     for (int i = threadIdx.x; i < d; i += blockDim.x) {
-        float v = (x[row + i] - mean) * inverse * w[i] + (b ? b[i] : 0.0f);
+        float v = (load(x, narrow, row + i) - mean) * inverse * w[i] + (b ? b[i] : 0.0f);
         y[row + i] = v;
         if (y16) y16[row + i] = rounded(v);
     }
@@ -156,45 +156,54 @@ __device__ float slope(int f, float x) {
     }
 }
 
-// y = f(g)·u, or f(g) without u; and its bf16 version if one is asked for.
-extern "C" __global__ void gated(const float* g, const float* u, float* y, bf16* y16, index_t n,
-                                 int f) {
+// y = f(g)·u, or f(g) without u, in f32 and in bf16 as far as either is asked for.
+extern "C" __global__ void gated(const void* g, int narrow_g, const void* u, int narrow_u, float* y,
+                                 bf16* y16, index_t n, int f) {
     index_t i = place();
     if (i >= n) return;
-    float v = of(f, g[i]) * (u ? u[i] : 1.0f);
-    y[i] = v;
+    float v = of(f, load(g, narrow_g, i)) * (u ? load(u, narrow_u, i) : 1.0f);
+    if (y) y[i] = v;
     if (y16) y16[i] = rounded(v);
 }
 
 // dg = dy·u·f'(g) and du = dy·f(g), as far as they are asked for; u is 1 where there is none.
-extern "C" __global__ void gated_backward(const float* dy, const void* g, const void* u, float* dg,
-                                          float* du, index_t n, int f, int narrow_g, int narrow_u) {
+extern "C" __global__ void gated_backward(const void* dy, int narrow, const void* g, int narrow_g,
+                                          const void* u, int narrow_u, void* dg, int narrow_dg,
+                                          void* du, int narrow_du, index_t n, int f) {
     index_t i = place();
     if (i >= n) return;
-    float x = load(g, narrow_g, i);
-    if (dg) dg[i] = dy[i] * (u ? load(u, narrow_u, i) : 1.0f) * slope(f, x);
-    if (du) du[i] = dy[i] * of(f, x);
+    float x = load(g, narrow_g, i), d = load(dy, narrow, i);
+    if (dg) store(dg, narrow_dg, i, d * (u ? load(u, narrow_u, i) : 1.0f) * slope(f, x));
+    if (du) store(du, narrow_du, i, d * of(f, x));
+}
+
+// a + b
+extern "C" __global__ void added(const void* a, int narrow_a, const void* b, int narrow_b, float* y,
+                                 index_t n) {
+    index_t i = place();
+    if (i < n) y[i] = load(a, narrow_a, i) + load(b, narrow_b, i);
 }
 
 // ---- rotary ------------------------------------------------------------------------------------
 
 // Turns elements first..first + 2·half of every head, which are paired side by side (`pairs`) or
 // half against half, by the angles of the row; `sign` -1 turns back.
-extern "C" __global__ void rotary(const float* x, const float* cosine, const float* sine, float* y,
-                                  index_t n, int width, int head_dim, int first, int half, int pairs,
-                                  float sign) {
+extern "C" __global__ void rotary(const void* x, const float* cosine, const float* sine, void* y,
+                                  int narrow, index_t n, int width, int head_dim, int first,
+                                  int half, int pairs, float sign) {
     index_t i = place();
     if (i >= n) return;
     int c = (int)(i % width) % head_dim - first;
+    float own = load(x, narrow, i);
     if (c < 0 || c >= 2 * half) {
-        y[i] = x[i];
+        store(y, narrow, i, own);
         return;
     }
     int pair = pairs ? c / 2 : c % half, second = pairs ? c % 2 : c / half;
     int apart = pairs ? 1 : half;
     index_t angle = i / width * half + pair;
-    float s = sign * sine[angle], other = x[second ? i - apart : i + apart];
-    y[i] = x[i] * cosine[angle] + (second ? other * s : -other * s);
+    float s = sign * sine[angle], other = load(x, narrow, second ? i - apart : i + apart);
+    store(y, narrow, i, own * cosine[angle] + (second ? other * s : -other * s));
 }
 
 // ---- attention ---------------------------------------------------------------------------------

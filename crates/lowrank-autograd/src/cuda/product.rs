@@ -1,4 +1,4 @@
-//! Products by cuBLAS: f32 from f32, or from bf16 with f32 sums that are never rounded.
+//! Products by cuBLAS, whose sums are f32 in any case.
 
 use std::ffi::{c_int, c_void};
 
@@ -10,14 +10,14 @@ use candle_core::{
     },
 };
 
-use super::{F32, FLOATS, address, empty, gpu, refused};
+use super::{FLOATS, empty, gpu, refused, start};
 use crate::Result;
 
-/// `factor·a·b` for matrices, or stacks of as many, in f32. Both are f32 or both bf16, each lying row by row
-/// or column by column.
-pub(crate) fn matmul(a: &Tensor, b: &Tensor, factor: f32) -> Result<Tensor> {
+/// `factor·a·b` for matrices, or stacks of as many, with sums in f32 and the result in `dtype`. Both
+/// are f32 or both bf16; only of these are there results in bf16.
+pub(crate) fn matmul(a: &Tensor, b: &Tensor, factor: f32, dtype: DType) -> Result<Tensor> {
     let shape = [&a.dims()[..a.rank() - 1], &b.dims()[b.rank() - 1..]].concat();
-    let y = empty(gpu(a)?, DType::F32, &shape)?;
+    let y = empty(gpu(a)?, dtype, &shape)?;
     multiply(a, b, factor, &y, 0.0)?;
     Ok(y)
 }
@@ -28,75 +28,87 @@ pub(crate) fn add_product(sum: Tensor, a: &Tensor, b: &Tensor, factor: f32) -> R
     Ok(sum)
 }
 
-/// A factor as cuBLAS is told of it, which reads matrices column by column: the address, the length
-/// of what lies together, and whether it has to be transposed.
-struct Factor {
+/// A matrix, or a stack of them, as cuBLAS is told of it, which reads column by column.
+struct Matrix {
     address: u64,
-    leading: c_int,
-    operation: cublasOperation_t,
+    dtype: cudaDataType_t,
+    /// The distance of rows, or of columns if it is transposed, in elements; and that of matrices.
+    leading: usize,
+    apart: usize,
+    transposed: bool,
 }
 
-impl Factor {
+impl Matrix {
     fn of(tensor: &Tensor) -> Result<Self> {
-        let rank = tensor.rank();
-        let turned = !tensor.is_contiguous();
-        let as_it_lies =
-            if turned { tensor.transpose(rank - 2, rank - 1)? } else { tensor.clone() };
-        let operation = match turned {
+        let (strides, rank) = (tensor.stride(), tensor.rank());
+        let [rows, columns] = [tensor.dim(rank - 2)?, tensor.dim(rank - 1)?];
+        let [down, across] = [strides[rank - 2], strides[rank - 1]];
+        let transposed = across != 1 && columns > 1;
+        let (leading, least) = if transposed { (across, rows) } else { (down, columns) };
+        if transposed && down != 1 && rows > 1 {
+            return refused(format_args!("can't multiply {:?} at {strides:?}", tensor.shape()));
+        }
+        Ok(Self {
+            address: start(tensor, FLOATS)?,
+            dtype: match tensor.dtype() {
+                DType::BF16 => cudaDataType_t::CUDA_R_16BF,
+                _ => cudaDataType_t::CUDA_R_32F,
+            },
+            leading: leading.max(least).max(1),
+            apart: if rank > 2 { strides[0] } else { 0 },
+            transposed,
+        })
+    }
+
+    fn operation(&self) -> cublasOperation_t {
+        match self.transposed {
             true => cublasOperation_t::CUBLAS_OP_T,
             false => cublasOperation_t::CUBLAS_OP_N,
-        };
-        let leading = as_it_lies.dim(rank - 1)?.max(1) as c_int;
-        Ok(Self { address: address(&as_it_lies, FLOATS)?, leading, operation })
+        }
     }
 }
 
 /// `y = factor·a·b + keep·y`.
 fn multiply(a: &Tensor, b: &Tensor, factor: f32, y: &Tensor, keep: f32) -> Result<()> {
     let rank = a.rank();
-    let (m, k, n) = (a.dim(rank - 2)?, a.dim(rank - 1)?, b.dim(rank - 1)?);
-    let batch = a.elem_count() / (m * k).max(1);
-    let fits = [(b.rank(), rank), (b.dim(rank - 2)?, k), (b.elem_count(), batch * k * n)];
-    if a.dtype() != b.dtype() || fits.iter().any(|(found, needed)| found != needed) {
-        return refused(format_args!(
-            "can't multiply {:?} and {:?} on the GPU",
-            a.shape(),
-            b.shape()
-        ));
+    let (m, k, n) = (a.dim(rank - 2)?, a.dim(rank - 1)?, b.dim(b.rank() - 1)?);
+    let batch = if rank > 2 { a.dim(0)? } else { 1 };
+    let shapes = [&[batch, k, n][3 - rank.min(3)..], &[batch, m, n][3 - rank.min(3)..]];
+    let (left, right, place) = (Matrix::of(a)?, Matrix::of(b)?, Matrix::of(y)?);
+    let fits = rank <= 3 && shapes == [b.dims(), y.dims()] && a.dtype() == b.dtype();
+    if !fits || place.transposed {
+        let (a, b, y) = (a.shape(), b.shape(), y.shape());
+        return refused(format_args!("can't multiply {a:?} and {b:?} to {y:?} on the GPU"));
     }
-    let dtype = match a.dtype() {
-        DType::BF16 => cudaDataType_t::CUDA_R_16BF,
-        _ => cudaDataType_t::CUDA_R_32F,
-    };
-    let (left, right, place) = (Factor::of(a)?, Factor::of(b)?, address(y, F32)?);
-    let strides = [k * n, m * k, m * n].map(|v| v as i64);
-    let (handle, [m, n, k]) = (gpu(a)?.cublas_handle(), [m, n, k].map(|v| v as c_int));
+    let int = |v: usize| v as c_int;
+    let [alpha, beta] = [&raw const factor, &raw const keep].map(|v| v.cast::<c_void>());
+    let handle = gpu(a)?.cublas_handle();
     // Row by row, `y = a·b` is what column by column is `yᵗ = bᵗ·aᵗ`.
     // SAFETY: addresses are those of tensors on this GPU, whose shapes were checked; alpha and beta
     // are f32 as the sums are.
     unsafe {
         result::gemm_strided_batched_ex(
             *handle.handle(),
-            right.operation,
-            left.operation,
-            n,
-            m,
-            k,
-            (&raw const factor).cast::<c_void>(),
+            right.operation(),
+            left.operation(),
+            int(n),
+            int(m),
+            int(k),
+            alpha,
             right.address as *const c_void,
-            dtype,
-            right.leading,
-            strides[0],
+            right.dtype,
+            int(right.leading),
+            right.apart as i64,
             left.address as *const c_void,
-            dtype,
-            left.leading,
-            strides[1],
-            (&raw const keep).cast::<c_void>(),
-            place as *mut c_void,
-            cudaDataType_t::CUDA_R_32F,
-            n,
-            strides[2],
-            batch as c_int,
+            left.dtype,
+            int(left.leading),
+            left.apart as i64,
+            beta,
+            place.address as *mut c_void,
+            place.dtype,
+            int(place.leading),
+            place.apart as i64,
+            int(batch),
             cublasComputeType_t::CUBLAS_COMPUTE_32F,
             cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT_TENSOR_OP,
         )

@@ -22,8 +22,10 @@ pub(crate) fn normalize(
     let y = empty(gpu, DType::F32, x.dims())?;
     let narrow = half.then(|| empty(gpu, DType::BF16, x.dims())).transpose()?;
     let y16 = maybe(narrow.as_ref(), |y| Ok(floats(y)?.0))?;
-    let tensors = [f32s(x)?, f32s(w)?, maybe(b, f32s)?, f32s(&y)?, y16];
-    let arguments = [&tensors[..], &[d.into(), (eps as f32).into(), centred.into()]].concat();
+    let (x, narrow_x) = floats(x)?;
+    let tensors = [x, f32s(w)?, maybe(b, f32s)?, f32s(&y)?, y16];
+    let numbers = [narrow_x, d.into(), (eps as f32).into(), centred.into()];
+    let arguments = [&tensors[..], &numbers].concat();
     // SAFETY: the kernel `normalize` takes these: rows of `d`, and rows of `d` numbers for all.
     unsafe { launch(gpu, "normalize", rows, &arguments) }?;
     Ok((y, narrow))

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use lowrank_autograd::gpu_memory;
 use lowrank_data::DateTime;
 use lowrank_train::{
     Observer, Setup, Summary, Trainer,
@@ -92,10 +93,14 @@ fn train_with(
     drop(progress);
     if !summary.interrupted {
         let peak = peak_resident().map(|b| format!(", peak memory {}", bytes(b)));
+        let on_gpu = gpu_memory().map(|[used, kept]| {
+            format!(", on the GPU {} ({} with what was kept free)", bytes(used), bytes(kept))
+        });
         let (step, loss) = (summary.step, summary.train_loss);
         Ui::new().status(format_args!(
-            "done: {step} steps, mean training loss {loss:.4}{}",
-            peak.unwrap_or_default()
+            "done: {step} steps, mean training loss {loss:.4}{}{}",
+            peak.unwrap_or_default(),
+            on_gpu.unwrap_or_default()
         ));
     }
     Ok(summary)
