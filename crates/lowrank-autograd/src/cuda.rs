@@ -28,6 +28,7 @@ use half::bf16;
 use crate::Result;
 
 mod elementwise;
+mod plans;
 mod product;
 mod rows;
 
@@ -93,18 +94,6 @@ pub(crate) fn memory() -> Option<[u64; 2]> {
     let pool = POOL.get()?;
     let kept = pool.read(CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH).ok()?;
     Some([pool.used().ok()?, kept])
-}
-
-/// Gives back what is kept beyond the most that tensors took, once it is a quarter more.
-pub(crate) fn tidy() -> Result<()> {
-    let Some(pool) = POOL.get() else { return Ok(()) };
-    let used = pool.used()?;
-    if pool.read(CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)? > used / 4 * 5 {
-        // SAFETY: the pool is the device's.
-        unsafe { result::mem_pool::trim_to(pool.0, used as usize) }
-            .map_err(candle_core::Error::wrap)?;
-    }
-    Ok(())
 }
 
 /// The GPU that a tensor lies on.

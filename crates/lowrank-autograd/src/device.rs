@@ -71,17 +71,6 @@ pub fn gpu_memory() -> Option<[u64; 2]> {
     None
 }
 
-/// Gives memory that tensors no longer take back to the GPU, where it is much more than they ever
-/// took at a time. For the end of a step: tensors of many sizes leave gaps that nothing fits into.
-///
-/// # Errors
-/// Those of the driver.
-pub fn tidy_gpu() -> Result<()> {
-    #[cfg(feature = "cuda")]
-    crate::cuda::tidy()?;
-    Ok(())
-}
-
 #[cfg(not(feature = "cuda"))]
 fn cuda(_: usize) -> std::result::Result<Device, String> {
     let how = "`cargo build --release --features cuda`, as docs/cuda.md explains";

@@ -31,7 +31,7 @@ mod weight;
 
 pub use awake::Awake;
 pub use composed::compose_on_cpu;
-pub use device::{PLACEMENTS, Placement, gpu_memory, tidy_gpu};
+pub use device::{PLACEMENTS, Placement, gpu_memory};
 pub use error::{Error, Result};
 pub use gradients::Gradients;
 pub use parameter::{Parameter, ParameterId};

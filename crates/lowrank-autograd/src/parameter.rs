@@ -82,11 +82,6 @@ impl Parameter {
         Ok(())
     }
 
-    /// Replaces the tensor by one of the same shape, dtype and device, whose memory nobody else has.
-    pub(crate) fn take_up(&self, data: Tensor) {
-        *self.0.data.write().unwrap_or_else(PoisonError::into_inner) = data;
-    }
-
     /// Whether it trains at present.
     pub fn trainable(&self) -> bool {
         self.0.trainable.load(Ordering::Relaxed)

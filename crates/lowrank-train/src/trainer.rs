@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use lowrank_autograd::{Awake, Gradients, profile, tidy_gpu};
+use lowrank_autograd::{Awake, Gradients, profile};
 use lowrank_data::Example;
 use lowrank_models::Task;
 use lowrank_peft::WEIGHTS_NAME;
@@ -198,7 +198,6 @@ impl<'a> Trainer<'a> {
             let _time = profile::scope("adamw");
             self.optimizer.step(learning_rate, &self.gradients)?;
         }
-        tidy_gpu()?;
         let tokens = batches.iter().map(tokens_of).sum();
         self.state.step = number;
         self.state.tokens += tokens;

@@ -1,4 +1,4 @@
-//! AdamW's update, out of place.
+//! AdamW's update.
 
 use candle_core::Tensor;
 
@@ -14,21 +14,10 @@ pub(crate) fn update(
 ) -> Result<()> {
     let p = parameter.data();
     let g = on(p.device(), gradient)?;
-    parameter.take_up(updated(n, &p, &g, [mean, square])?);
-    Ok(())
-}
-
-/// The parameter after the update; its moments are the new ones then.
-fn updated(
-    n: AdamWUpdate,
-    p: &Tensor,
-    g: &Tensor,
-    [mean, square]: [&mut Tensor; 2],
-) -> Result<Tensor> {
-    on_gpu!(p, update(n, p, g, [mean, square]));
-    *mean = (&*mean + ((g - &*mean)? * f64::from(n.new_mean))?)?;
+    on_gpu!(p, update(n, &p, &g, [mean, square]));
+    *mean = (&*mean + ((&g - &*mean)? * f64::from(n.new_mean))?)?;
     *square = ((&*square * f64::from(n.old_square))? + (g.sqr()? * f64::from(n.new_square))?)?;
     let root = ((square.sqrt()? / f64::from(n.root))? + f64::from(n.epsilon))?;
     let change = ((&*mean / root)? * f64::from(n.size))?;
-    Ok(((p * f64::from(n.keep))? - change)?)
+    parameter.set(&((p * f64::from(n.keep))? - change)?)
 }

@@ -158,21 +158,20 @@ pub(crate) fn dropout(x: &Tensor, mask: &Dropout) -> Result<Tensor> {
     Ok(y)
 }
 
-/// The parameter that AdamW's update makes of `p`; its moments are updated where they lie.
+/// AdamW's update of a parameter and its moments where they lie: whoever shares them sees the new
+/// numbers.
 pub(crate) fn update(
     n: AdamWUpdate,
     p: &Tensor,
     g: &Tensor,
     [mean, square]: [&Tensor; 2],
-) -> Result<Tensor> {
+) -> Result<()> {
     let (gpu, len) = (gpu(p)?, p.elem_count());
-    let updated = empty(gpu, DType::F32, p.dims())?;
-    let tensors = [f32s(p)?, f32s(g)?, f32s(mean)?, f32s(square)?, f32s(&updated)?];
+    let tensors = [f32s(p)?, f32s(g)?, f32s(mean)?, f32s(square)?];
     let numbers = [n.keep, n.new_mean, n.old_square, n.new_square, n.size, n.root, n.epsilon];
     let arguments = [&tensors[..], &[long(len)], &numbers.map(Argument::from)].concat();
     // SAFETY: the kernel `adamw` takes these, of `len` elements each, which was checked.
-    unsafe { launch(gpu, "adamw", blocks(len), &arguments) }?;
-    Ok(updated)
+    unsafe { launch(gpu, "adamw", blocks(len), &arguments) }
 }
 
 /// The sum of the squares of all elements of `tensors`, of which there is at least one, in f64; it

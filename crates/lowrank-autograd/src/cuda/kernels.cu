@@ -335,9 +335,8 @@ extern "C" __global__ void dropout(const float* x, const unsigned long long* row
 
 // ---- optimizer ---------------------------------------------------------------------------------
 
-// AdamW's update, in the order of operations of the processor's; moments change where they lie.
-extern "C" __global__ void adamw(const float* p, const float* g, float* mean, float* square,
-                                 float* updated, index_t n, float keep, float new_mean,
+// AdamW's update where parameter and moments lie, in the order of operations of the processor's.
+extern "C" __global__ void adamw(float* p, const float* g, float* mean, float* square, index_t n, float keep, float new_mean,
                                  float old_square, float new_square, float size, float root,
                                  float epsilon) {
     index_t i = place();
@@ -346,7 +345,7 @@ extern "C" __global__ void adamw(const float* p, const float* g, float* mean, fl
     float v = square[i] * old_square + g[i] * g[i] * new_square;
     mean[i] = m;
     square[i] = v;
-    updated[i] = p[i] * keep - size * (m / (sqrtf(v) / root + epsilon));
+    p[i] = p[i] * keep - size * (m / (sqrtf(v) / root + epsilon));
 }
 
 // Sums of squares, one for each block.

@@ -3,14 +3,14 @@
 use std::ffi::{c_int, c_void};
 
 use candle_core::{
-    DType, Tensor,
+    CudaDevice, DType, Tensor,
     cuda_backend::cudarc::cublas::{
         result,
         sys::{cublasComputeType_t, cublasGemmAlgo_t, cublasOperation_t, cudaDataType_t},
     },
 };
 
-use super::{FLOATS, empty, gpu, refused, start};
+use super::{FLOATS, empty, gpu, plans, refused, start};
 use crate::Result;
 
 /// `factor·a·b` for matrices, or stacks of as many, with sums in f32 and the result in `dtype`. Both
@@ -29,13 +29,24 @@ pub(crate) fn add_product(sum: Tensor, a: &Tensor, b: &Tensor, factor: f32) -> R
 }
 
 /// A matrix, or a stack of them, as cuBLAS is told of it, which reads column by column.
-struct Matrix {
-    address: u64,
-    dtype: cudaDataType_t,
-    /// The distance of rows, or of columns if it is transposed, in elements; and that of matrices.
-    leading: usize,
-    apart: usize,
-    transposed: bool,
+pub(super) struct Matrix {
+    pub(super) address: u64,
+    /// Whether it is bf16 and not f32.
+    pub(super) narrow: bool,
+    /// The distance of rows, or of columns if it is transposed, in elements.
+    pub(super) leading: usize,
+    /// The distance of matrices.
+    pub(super) apart: usize,
+    pub(super) transposed: bool,
+}
+
+/// Those of `batch` products of `[m, k]` and `[k, n]`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Sizes {
+    pub(super) batch: usize,
+    pub(super) m: usize,
+    pub(super) n: usize,
+    pub(super) k: usize,
 }
 
 impl Matrix {
@@ -50,10 +61,7 @@ impl Matrix {
         }
         Ok(Self {
             address: start(tensor, FLOATS)?,
-            dtype: match tensor.dtype() {
-                DType::BF16 => cudaDataType_t::CUDA_R_16BF,
-                _ => cudaDataType_t::CUDA_R_32F,
-            },
+            narrow: tensor.dtype() == DType::BF16,
             leading: leading.max(least).max(1),
             apart: if rank > 2 { strides[0] } else { 0 },
             transposed,
@@ -66,6 +74,13 @@ impl Matrix {
             false => cublasOperation_t::CUBLAS_OP_N,
         }
     }
+
+    fn dtype(&self) -> cudaDataType_t {
+        match self.narrow {
+            true => cudaDataType_t::CUDA_R_16BF,
+            false => cudaDataType_t::CUDA_R_32F,
+        }
+    }
 }
 
 /// `y = factor·a·b + keep·y`.
@@ -74,45 +89,63 @@ fn multiply(a: &Tensor, b: &Tensor, factor: f32, y: &Tensor, keep: f32) -> Resul
     let (m, k, n) = (a.dim(rank - 2)?, a.dim(rank - 1)?, b.dim(b.rank() - 1)?);
     let batch = if rank > 2 { a.dim(0)? } else { 1 };
     let shapes = [&[batch, k, n][3 - rank.min(3)..], &[batch, m, n][3 - rank.min(3)..]];
-    let (left, right, place) = (Matrix::of(a)?, Matrix::of(b)?, Matrix::of(y)?);
+    let matrices = [&Matrix::of(a)?, &Matrix::of(b)?, &Matrix::of(y)?];
     let fits = rank <= 3 && shapes == [b.dims(), y.dims()] && a.dtype() == b.dtype();
-    if !fits || place.transposed {
+    if !fits || matrices[2].transposed {
         let (a, b, y) = (a.shape(), b.shape(), y.shape());
         return refused(format_args!("can't multiply {a:?} and {b:?} to {y:?} on the GPU"));
     }
+    let (gpu, sizes, factors) = (gpu(a)?, Sizes { batch, m, n, k }, [factor, keep]);
+    // SAFETY: addresses are those of tensors on this GPU, whose shapes were checked.
+    unsafe {
+        if !plans::multiply(gpu, sizes, matrices, factors)? {
+            multiply_unplanned(gpu, sizes, matrices, factors)?;
+        }
+    }
+    Ok(())
+}
+
+/// `y = factor·a·b + keep·y` by cuBLAS, which does what cuBLASLt doesn't.
+///
+/// # Safety
+/// Addresses, sizes and strides are those of tensors on the GPU.
+unsafe fn multiply_unplanned(
+    gpu: &CudaDevice,
+    sizes: Sizes,
+    [a, b, y]: [&Matrix; 3],
+    [factor, keep]: [f32; 2],
+) -> candle_core::Result<()> {
     let int = |v: usize| v as c_int;
-    let [alpha, beta] = [&raw const factor, &raw const keep].map(|v| v.cast::<c_void>());
-    let handle = gpu(a)?.cublas_handle();
+    let Sizes { batch, m, n, k } = sizes;
+    let [factor, keep] = [&raw const factor, &raw const keep].map(|v| v.cast::<c_void>());
     // Row by row, `y = a·b` is what column by column is `yᵗ = bᵗ·aᵗ`.
-    // SAFETY: addresses are those of tensors on this GPU, whose shapes were checked; alpha and beta
-    // are f32 as the sums are.
+    // SAFETY: the caller's promise; the factors are f32 as the sums are.
     unsafe {
         result::gemm_strided_batched_ex(
-            *handle.handle(),
-            right.operation(),
-            left.operation(),
+            *gpu.cublas_handle().handle(),
+            b.operation(),
+            a.operation(),
             int(n),
             int(m),
             int(k),
-            alpha,
-            right.address as *const c_void,
-            right.dtype,
-            int(right.leading),
-            right.apart as i64,
-            left.address as *const c_void,
-            left.dtype,
-            int(left.leading),
-            left.apart as i64,
-            beta,
-            place.address as *mut c_void,
-            place.dtype,
-            int(place.leading),
-            place.apart as i64,
+            factor,
+            b.address as *const c_void,
+            b.dtype(),
+            int(b.leading),
+            b.apart as i64,
+            a.address as *const c_void,
+            a.dtype(),
+            int(a.leading),
+            a.apart as i64,
+            keep,
+            y.address as *mut c_void,
+            y.dtype(),
+            int(y.leading),
+            y.apart as i64,
             int(batch),
             cublasComputeType_t::CUBLAS_COMPUTE_32F,
             cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT_TENSOR_OP,
         )
     }
-    .map_err(candle_core::Error::wrap)?;
-    Ok(())
+    .map_err(candle_core::Error::wrap)
 }

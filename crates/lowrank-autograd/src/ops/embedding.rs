@@ -75,7 +75,8 @@ pub fn embedding(table: Rows<'_>, ids: &Arc<[u32]>, terms: Vec<LowRankRows>) -> 
         Rows::Frozen(weight) => (weight.clone(), None),
         Rows::Trained(value) => (Weight::from_tensor(value.data())?, Some(value)),
     };
-    if let Some(device) = composed::device_with(&weight, []) {
+    let adapters = terms.iter().flat_map(|term| [term.a.data(), term.b.data()]);
+    if let Some(device) = composed::device_with(&weight, adapters) {
         return composed::embedding(&weight, trained, ids, &terms, &device);
     }
     let mut y = look_up(&weight, ids, dim)?;
