@@ -5,18 +5,20 @@ use candle_core::{DType, Device, Tensor};
 use super::{add_product, data, factor, floats, masked, matmul, on, product, wide};
 use crate::{Dropout, Result, Value, Weight, kept::Kept, ops::LowRank};
 
-/// [`crate::ops::linear`] for the matrix `w`, which is `trained` if it is a value's.
+/// [`crate::ops::linear`] for the matrix `w`, which is `trained` if it is a value's; the result may be
+/// bf16 if `narrow`.
 pub(crate) fn linear(
     x: &Value,
     w: &Weight,
     trained: Option<&Value>,
     bias: Option<&Value>,
     terms: &[LowRank],
+    narrow: bool,
     device: &Device,
 ) -> Result<Value> {
     let (x_data, matrix) = (floats(device, x)?, w.on(device)?);
     // What is added to the product is added in f32.
-    let alone = w.dtype() == DType::BF16 && bias.is_none() && terms.is_empty();
+    let alone = narrow && bias.is_none() && terms.is_empty();
     let dtype = if alone { DType::BF16 } else { DType::F32 };
     let mut y = product(&factor(device, x, w.dtype())?, &matrix.t()?, dtype)?;
     if let Some(bias) = bias {

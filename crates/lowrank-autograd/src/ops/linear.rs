@@ -112,7 +112,7 @@ fn linear_as(
     let frozen = frozen(matrix)?;
     check(x, &frozen, bias, &terms)?;
     if let Some(device) = composed::device_with(&frozen, [x.data()]) {
-        return composed::linear(x, &frozen, matrix.trained(), bias, &terms, &device);
+        return composed::linear(x, &frozen, matrix.trained(), bias, &terms, narrow, &device);
     }
     let bias = bias.map(Value::contiguous).transpose()?;
     let bias = bias.as_ref();

@@ -14,13 +14,17 @@ use proptest::prelude::*;
 use super::{
     activation::ALL,
     check::{
-        Allowed, OUTPUT, PARTS, assert_bits, assert_close, assert_differences, assert_same, bits,
-        indices, normal, pools, rounded, run,
+        Allowed, BF16, OUTPUT, PARTS, assert_bits, assert_close, assert_differences, assert_near,
+        assert_same, bits, composed, indices, normal, pools, rounded, run,
     },
     linear::{plain_terms, terms},
     plumbing::mask,
     rotary::angles,
 };
+
+/// Largest error of a gradient that is composed, relative to the largest element: attention's comes
+/// from scores' that were rounded.
+const COMPOSED: f64 = 1e-2;
 
 /// What is asked of an operation whose first inputs are bf16.
 #[derive(Clone, Copy)]
@@ -47,7 +51,7 @@ impl<'a> Narrow<'a> {
     }
 
     /// Operation and plain version, the latter in f64, agree: outputs, and gradients for one of the
-    /// output that is f32 and for one that is bf16. Bits don't change with the number of threads,
+    /// output that is f32 and for one that is bf16. So does what is composed. Bits don't change with the number of threads,
     /// with strides, or with which of the inputs are trained.
     pub(crate) fn check(
         self,
@@ -78,6 +82,9 @@ impl<'a> Narrow<'a> {
                 assert_same(&format!("{} threads", pool.current_num_threads()), &again, &done);
             }
             assert_same("other strides", &run(None, true), &done);
+            for strides in [false, true] {
+                assert_near(&composed(|| run(None, strides)), &done, [BF16, COMPOSED]);
+            }
             for only in 0..inputs.len() {
                 let one = run(Some(only), false);
                 assert_bits("output with one input trained", &one.output, &done.output);
