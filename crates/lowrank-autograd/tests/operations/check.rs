@@ -108,7 +108,7 @@ fn placed(t: &Tensor) -> Tensor {
 /// Fails unless output and gradients, as far as there are some, are those of another run, up to
 /// errors relative to the largest element. What is composed rounds what it multiplies by bf16
 /// weights to bf16.
-pub(crate) fn assert_near(found: &Run, expected: &Run, [output, gradient]: [f64; 2]) {
+fn assert_near(found: &Run, expected: &Run, [output, gradient]: [f64; 2]) {
     assert_close("the output, composed", &found.output, &expected.output, output);
     for (i, (found, expected)) in found.gradients.iter().zip(&expected.gradients).enumerate() {
         let Some(found) = found else { continue };
