@@ -2,9 +2,8 @@
 //! reads: one file for each operation, which branches here where an operand lies on such a device.
 //!
 //! They are the same operations on the same tape, with the same masks, so that the processor runs
-//! them too, and tests compare them with the kernels there ([`compose_on_cpu`]). Nothing is fused:
-//! attention has a matrix of scores for each sequence, and elementwise functions make tensors of
-//! their intermediate results.
+//! them too, and tests compare them with the kernels there ([`compose_on_cpu`]). Elementwise functions
+//! make tensors of their intermediate results, unless `on_gpu!` finds a kernel of `cuda` for the whole.
 
 use std::cell::Cell;
 

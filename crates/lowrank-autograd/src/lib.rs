@@ -7,7 +7,7 @@
 //! Layout throughout: activations are `[tokens, features]`, sequences packed end to end without
 //! padding; [`ops::Span`] says where each one lies. They are f32, or bf16 where weights of bf16 lead
 //! to them; sums over layers, logits, losses, parameters and what gradients are added up in are f32
-//! in any case, as is everything on devices whose operations are composed of candle's.
+//! in any case, as are most results on devices whose operations are composed of candle's.
 
 mod awake;
 mod composed;
