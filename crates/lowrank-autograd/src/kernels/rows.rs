@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{
     Computed,
-    buffer::{filled, piece_rows},
+    buffer::{computed, filled, piece_rows},
     elementwise::lanes_sums,
     simd::vectorized,
 };
@@ -13,6 +13,21 @@ use crate::elements::Elements;
 /// `n` new rows of `d` elements; `write(i, row)` writes one, which is zero before.
 pub(crate) fn gather(n: usize, d: usize, write: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
     filled(n * d, piece_rows(d) * d, |start, rows| {
+        for (i, row) in rows.chunks_exact_mut(d).enumerate() {
+            write(start / d + i, row);
+        }
+    })
+}
+
+/// `n` new rows of `d` elements, rounded to bf16 if `narrow`; `write(i, row)` writes every element of
+/// one.
+pub(crate) fn computed_rows(
+    narrow: bool,
+    n: usize,
+    d: usize,
+    write: impl Fn(usize, &mut [f32]) + Sync,
+) -> Computed {
+    computed(narrow, n * d, piece_rows(d) * d, |start, rows| {
         for (i, row) in rows.chunks_exact_mut(d).enumerate() {
             write(start / d + i, row);
         }
@@ -68,6 +83,15 @@ vectorized! {
     pub(crate) fn add_weighted(to: &mut [f32], weight: f32, row: &[f32]) {
         for (to, v) in to.iter_mut().zip(row) {
             *to += weight * v;
+        }
+    }
+}
+
+vectorized! {
+    /// `to = weight·row`.
+    pub(crate) fn weighted(to: &mut [f32], weight: f32, row: &[f32]) {
+        for (to, v) in to.iter_mut().zip(row) {
+            *to = weight * v;
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Weighted sums of rows: `y_t = Σ_j w_tj·x[place_tj]`, which brings what experts made of a token
-//! together again. `dx[place_tj] = w_tj·dy_t`, `dw_tj = dy_t·x[place_tj]`.
+//! together again. `dx[place_tj] = w_tj·dy_t`, bf16 if `x` is; `dw_tj = dy_t·x[place_tj]`.
 
 use std::sync::Arc;
 
@@ -9,8 +9,9 @@ use crate::{
     Error, Result, Value, composed,
     kept::Kept,
     kernels::{
-        F32, dims2,
-        rows::{add_weighted, dot, gather},
+        F32, Floats, dims2,
+        elementwise::with_pieces_of,
+        rows::{add_weighted, computed_rows, dot, gather, weighted},
         tensor,
     },
     profile,
@@ -36,34 +37,35 @@ pub fn mix_rows(x: &Value, weights: &Value, places: &Arc<[usize]>) -> Result<Val
         return composed::mix_rows(x, weights, places, back, &device);
     }
     let (x_data, w_data) = (x.data().contiguous()?, weights.data().contiguous()?);
-    let (rows, w) = (F32::of(OP, &x_data)?, F32::of(OP, &w_data)?);
+    let (rows, w) = (Floats::of(OP, &x_data)?, F32::of(OP, &w_data)?);
+    let row = |row: usize| (rows.elements(), row * d..(row + 1) * d);
     let y = gather(n, d, |t, y| {
         for j in t * k..(t + 1) * k {
-            add_weighted(y, w[j], &rows[places[j] * d..][..d]);
+            with_pieces_of([row(places[j])], |[x]| add_weighted(y, w[j], x));
         }
     });
     Ok(Value::record(OP, tensor(y, &[n, d])?, [x, weights], |[need_x, need_w]| {
         let kept = need_w.then(|| Kept::of(x, &x_data)); // only dw reads x
-        let (w_data, places) = (w_data.clone(), Arc::clone(places));
+        let (w_data, places, narrow) = (w_data.clone(), Arc::clone(places), x.is_narrow());
         move |dy: Tensor| {
             let dy = dy.contiguous()?;
             let (dy, w) = (F32::of(OP, &dy)?, F32::of(OP, &w_data)?);
             let dx = need_x.then(|| {
-                gather(m, d, |row, dx| {
-                    add_weighted(dx, w[back[row]], &dy[back[row] / k * d..][..d]);
+                computed_rows(narrow, m, d, |row, dx| {
+                    weighted(dx, w[back[row]], &dy[back[row] / k * d..][..d]);
                 })
             });
-            let x = kept.map(|kept| kept.tensor()).transpose()?;
-            let x = x.as_ref().map(|x| F32::of(OP, x)).transpose()?;
+            let x = kept.as_ref().map(|kept| kept.read(OP)).transpose()?;
             let dw = x.map(|x| {
+                let row = |row: usize| (x.elements(), row * d..(row + 1) * d);
                 gather(n, k, |t, dw| {
                     for (j, dw) in dw.iter_mut().enumerate() {
-                        let row = places[t * k + j];
-                        *dw = dot(&dy[t * d..][..d], &x[row * d..][..d]);
+                        let place = row(places[t * k + j]);
+                        *dw = with_pieces_of([place], |[x]| dot(&dy[t * d..][..d], x));
                     }
                 })
             });
-            let dx = dx.map(|dx| tensor(dx, &[m, d])).transpose()?;
+            let dx = dx.map(|dx| dx.tensor(&[m, d])).transpose()?;
             Ok([dx, dw.map(|dw| tensor(dw, &[n, k])).transpose()?])
         }
     }))

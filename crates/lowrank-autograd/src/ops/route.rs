@@ -86,10 +86,16 @@ impl Routing {
 
 /// Places of the `n` largest, in descending order; of equal ones the first comes first.
 pub(super) fn largest(values: &[f32], n: usize) -> Vec<usize> {
-    let mut places: Vec<usize> = (0..values.len()).collect();
-    places.sort_by(|a, b| values[*b].total_cmp(&values[*a]));
-    places.truncate(n);
-    places
+    let mut found: Vec<usize> = Vec::with_capacity(n + 1);
+    for (place, value) in values.iter().enumerate() {
+        let behind = found.iter().rposition(|f| values[*f].total_cmp(value).is_ge());
+        let at = behind.map_or(0, |behind| behind + 1);
+        if at < n {
+            found.insert(at, place);
+            found.truncate(n);
+        }
+    }
+    found
 }
 
 /// Weights `[n, chosen]` of the experts that each row of `logits` `[n, experts]` goes to, and which
