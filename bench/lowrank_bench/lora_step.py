@@ -122,6 +122,11 @@ def torch_memory(settings, cell, dtype):
     return 0.5e9 + size["elements"] * bytes_each * 1.3 + batch * length * of_token
 
 
+def steps_for(settings, step, least):
+    """How many steps of so many seconds a measurement takes."""
+    return min(max(math.ceil(settings.seconds / step), least), STEPS[settings.device])
+
+
 class Lowrank:
     """`lowrank train`, from outside."""
 
@@ -151,7 +156,7 @@ class Lowrank:
         # The first run warms the file cache, the others say how many steps a measurement needs.
         _, one, two = self.train(1), self.train(1), self.train(2)
         step = max(two.seconds - one.seconds, 1e-3)
-        self.steps = min(max(math.ceil(settings.seconds / step), 2), STEPS[settings.device])
+        self.steps = steps_for(settings, step, 2)
         log = (self.output / "trainer_log.jsonl").read_text().splitlines()
         self.facts = {"first_loss": json.loads(log[0])["loss"]}
 
@@ -193,7 +198,7 @@ class Torch:
         command = [settings.python, settings.workers / "train.py"]
         self.worker = stack.enter_context(Worker(command, question))
         first, second = (self.worker.ask({"steps": 1}) for _ in range(2))
-        self.steps = min(max(math.ceil(settings.seconds / second["seconds"]), 1), STEPS[settings.device])
+        self.steps = steps_for(settings, second["seconds"], 1)
         self.facts = {"first_loss": first["losses"][0], **self.worker.ready}
         # Its allocator keeps what it once had, and no other side begins meanwhile.
         self.on_gpu = gpu.used() - before if settings.device == "cuda" else None

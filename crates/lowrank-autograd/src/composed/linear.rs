@@ -28,9 +28,10 @@ pub(crate) fn linear(
     parents.extend(trained);
     parents.extend(bias);
     let mut kept = Vec::with_capacity(terms.len());
+    let adapted = if terms.is_empty() { x_data.clone() } else { wide(&x_data)? };
     for term in terms {
         let saved;
-        (y, saved) = SavedTerm::added(y, term, &wide(&x_data)?)?;
+        (y, saved) = SavedTerm::added(y, term, &adapted)?;
         kept.push(saved);
         parents.extend([&term.a, &term.b]);
         parents.extend(&term.bias);

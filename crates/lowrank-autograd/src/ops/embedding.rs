@@ -47,6 +47,10 @@ impl LowRankRows {
         let (a, b) = (self.a.contiguous()?, self.b.contiguous()?);
         Ok(Self { a, b, scale: self.scale })
     }
+
+    fn data(&self) -> [&Tensor; 2] {
+        [self.a.data(), self.b.data()]
+    }
 }
 
 /// Rows `ids` of the table: `[ids.len(), dim]`, f32.
@@ -75,8 +79,7 @@ pub fn embedding(table: Rows<'_>, ids: &Arc<[u32]>, terms: Vec<LowRankRows>) -> 
         Rows::Frozen(weight) => (weight.clone(), None),
         Rows::Trained(value) => (Weight::from_tensor(value.data())?, Some(value)),
     };
-    let adapters = terms.iter().flat_map(|term| [term.a.data(), term.b.data()]);
-    if let Some(device) = composed::device_with(&weight, adapters) {
+    if let Some(device) = composed::device_with(&weight, terms.iter().flat_map(LowRankRows::data)) {
         return composed::embedding(&weight, trained, ids, &terms, &device);
     }
     let mut y = look_up(&weight, ids, dim)?;
