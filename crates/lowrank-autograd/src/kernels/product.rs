@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{Result, Weight, elements::Elements, weight::Matrix};
 
+mod across;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 #[cfg(target_arch = "x86_64")]
@@ -438,6 +439,11 @@ impl Job<'_> {
         if dots::fits(&self.a, &self.b) {
             return dots::dots(&self.a, &self.b, self.scale, self.parallel, |b, a, v| put(a, b, v));
         }
+        if across::fits(&self.a, &self.b) {
+            return across::sums(&self.a, &self.b, self.scale, self.parallel, |b, a, v| {
+                put(a, b, v);
+            });
+        }
         if dots::fits(&self.b, &self.a) && self.tails.is_empty() {
             return dots::dots(&self.b, &self.a, self.scale, self.parallel, put);
         }
@@ -457,8 +463,9 @@ impl Job<'_> {
     /// factors may be rounded, and as many as an f32 takes where there is much to multiply.
     #[cfg(target_arch = "x86_64")]
     fn planes(&self) -> Option<usize> {
-        let few =
-            dots::fits(&self.a, &self.b) || (dots::fits(&self.b, &self.a) && self.tails.is_empty());
+        let few = dots::fits(&self.a, &self.b)
+            || across::fits(&self.a, &self.b)
+            || (dots::fits(&self.b, &self.a) && self.tails.is_empty());
         if Engine::best() != Engine::Amx || few {
             return None;
         }

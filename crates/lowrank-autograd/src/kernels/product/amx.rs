@@ -98,14 +98,10 @@ macro_rules! turn {
          tdpbf16ps tmm0, tmm4, tmm6
          tileloadd tmm5, [{a} + {w} * 1 + 1024]
          tdpbf16ps tmm1, tmm4, tmm7
-         prefetcht1 [{f}]
-         prefetcht1 [{g}]
          tdpbf16ps tmm2, tmm5, tmm6
          tdpbf16ps tmm3, tmm5, tmm7
          add {a}, 2048
-         add {b}, 2048
-         add {f}, {h}
-         add {g}, {h}"
+         add {b}, 2048"
     };
 }
 
@@ -119,12 +115,8 @@ macro_rules! split_turn {
          tdpbf16ps tmm0, tmm4, tmm6
          tileloadd tmm5, [{a} + {w} * 1 + 1024]
          tdpbf16ps tmm1, tmm4, tmm7
-         prefetcht1 [{f}]
-         prefetcht1 [{g}]
          tdpbf16ps tmm2, tmm5, tmm6
          tdpbf16ps tmm3, tmm5, tmm7
-         prefetcht1 [{f} + 64]
-         prefetcht1 [{g} + 64]
          tileloadd tmm6, [{b} + {w} * 2 + 4096]
          tileloadd tmm7, [{b} + {w} * 2 + 4160]
          tdpbf16ps tmm0, tmm4, tmm6
@@ -156,9 +148,7 @@ macro_rules! split_turn {
          tdpbf16ps tmm2, tmm5, tmm6
          tdpbf16ps tmm3, tmm5, tmm7
          add {a}, 6144
-         add {b}, 6144
-         add {f}, {h}
-         add {g}, {h}"
+         add {b}, 6144"
     };
 }
 
@@ -191,9 +181,6 @@ macro_rules! run {
             "mov {s}, [{plan} + 64]",
             "mov {p}, [{plan} + 72]",
             "mov {r}, [{plan} + 80]",
-            "mov {f}, [{plan} + 88]",
-            "mov {g}, [{plan} + 96]",
-            "mov {h}, [{plan} + 104]",
             "mov {w}, 64",
             "test {n}, {n}",
             "jz 5f",
@@ -228,7 +215,7 @@ macro_rules! run {
             "tilestored [{p} + {r} * 1 + 64], tmm3",
             plan = in(reg) $plan,
             a = out(reg) _, b = out(reg) _, n = out(reg) _, w = out(reg) _, s = out(reg) _,
-            p = out(reg) _, r = out(reg) _, f = out(reg) _, g = out(reg) _, h = out(reg) _,
+            p = out(reg) _, r = out(reg) _,
             out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
@@ -253,6 +240,7 @@ impl Sums {
 
 /// Elements of a result in memory, of f32 or bf16, and bytes from one row to the next.
 #[derive(Clone, Copy)]
+#[repr(C)]
 pub(super) struct Place {
     pub(super) at: *mut u8,
     pub(super) row_bytes: usize,
@@ -333,11 +321,9 @@ pub(super) struct Plan {
     turns: [usize; 2],
     /// A whole result that waits to be put where it belongs, or null.
     pub(super) waiting: *const f32,
-    to: *mut u8,
-    to_row: usize,
-    /// Memory that will be wanted soon: two places a turn, so many bytes from the last one's.
-    pub(super) fetch: [*const u8; 2],
-    pub(super) fetch_step: usize,
+    /// It stands here, field by field: the loads of a copy are wider than the stores of its fields
+    /// were, and so would wait until all sums before them have gone to the cache.
+    pub(super) to: Place,
 }
 
 impl Plan {
@@ -351,37 +337,29 @@ impl Plan {
             sums_row: 0,
             turns: [0; 2],
             waiting: null(),
-            to: null_mut(),
-            to_row: 0,
-            fetch: [null(); 2],
-            fetch_step: 0,
+            to: Place { at: null_mut(), row_bytes: 0, narrow: false },
         }
     }
 
     /// Multiplies so many steps (whole tiles) of the panels, which hold 1 plane or [`PLANES`];
-    /// meanwhile what waits is put at `place`, which is f32 where there are several planes.
+    /// meanwhile what waits is put where it belongs, in f32 where there are several planes.
     ///
     /// # Safety
     /// The panels hold the steps, sums are readable and writable where they stand, and what waits
     /// is as [`Place::put`] wants it; [`Tiles`] are configured on this thread.
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub(super) unsafe fn multiply(&mut self, steps: usize, planes: usize, place: Place) {
+    pub(super) unsafe fn multiply(&mut self, steps: usize, planes: usize) {
         let turns = steps / STEPS;
         let busy = if self.waiting.is_null() { 0 } else { turns.min(ROWS / 2) };
         if !self.waiting.is_null() && 2 * busy < ROWS {
             // SAFETY: the caller's promise.
-            unsafe { place.put(self.waiting, 2 * busy) };
+            unsafe { self.to.put(self.waiting, 2 * busy) };
         }
         self.turns = [busy, turns - busy];
-        (self.to, self.to_row) = (place.at, place.row_bytes);
-        if self.fetch[0].is_null() {
-            self.fetch = [self.left.cast(); 2];
-            self.fetch_step = 0;
-        }
         let plan = &raw const *self;
-        // SAFETY: the caller's promise; a prefetch of any address is allowed.
+        // SAFETY: the caller's promise.
         unsafe {
-            match (planes, place.narrow) {
+            match (planes, self.to.narrow) {
                 (1, true) => run!(
                     turn,
                     plan,
@@ -441,7 +419,7 @@ pub(super) unsafe fn multiply_panels(
             plan.sums_row = if whole { row_bytes } else { ROWS * size_of::<f32>() };
             // SAFETY: the caller's promise; a whole result has room, another has it at the edge.
             unsafe {
-                plan.multiply(steps, 1, place);
+                plan.multiply(steps, 1);
                 if !whole {
                     place.put_edge(plan.sums, size, keep.then_some((at, row_bytes)));
                 }

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::tile::transpose_rows;
-use crate::kernels::simd::{Level, level};
+use crate::kernels::simd::{Level, level, prefetch};
 
 /// Lanes of a vector.
 const LANES: usize = 16;
@@ -67,19 +67,33 @@ pub(super) fn copy_lines<'a, const HEIGHT: usize>(
     }
 }
 
-/// Packs the pairs of 32 lines of bf16, step after step; zeros after a line's end.
+/// Packs the pairs of 32 lines of bf16, step after step; zeros after a line's end. All lines are
+/// read side by side, since memory then has many of their reads under way.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(super) fn transpose_lines<'a>(line: impl Fn(usize) -> &'a [bf16], to: &mut [u32]) {
-    for half in [0, LANES] {
-        let mut lines = [&[][..]; LANES];
-        lines.iter_mut().enumerate().for_each(|(i, to)| *to = line(half + i));
-        for (part, to) in to.chunks_exact_mut(2 * LANES * LANES).enumerate() {
+    const AHEAD: usize = 2 * 2 * LANES; // elements: as long as memory takes
+    let mut lines = [&[][..]; 2 * LANES];
+    lines.iter_mut().enumerate().for_each(|(i, to)| *to = line(i));
+    let shortest = lines.iter().map(|line| line.len()).min().unwrap_or_default();
+    for (part, to) in to.chunks_exact_mut(2 * LANES * LANES).enumerate() {
+        let first = part * 2 * LANES;
+        for (half, lines) in lines.as_chunks::<LANES>().0.iter().enumerate() {
             let mut rows = [_mm512_setzero_si512(); LANES];
-            for i in 0..LANES {
-                rows[i] = load_pairs(lines[i], part * 2 * LANES);
+            if first + 2 * LANES <= shortest {
+                for i in 0..LANES {
+                    prefetch(lines[i], first + AHEAD);
+                    // SAFETY: the line has 32 elements from `first` on.
+                    rows[i] = unsafe { _mm512_loadu_si512(lines[i].as_ptr().add(first).cast()) };
+                }
+            } else {
+                for i in 0..LANES {
+                    rows[i] = load_pairs(lines[i], first);
+                }
             }
             // SAFETY: the target holds 16 steps of 32 lanes.
-            unsafe { transpose_rows(rows, to[half..].as_mut_ptr(), 2 * LANES, u16::MAX) };
+            unsafe {
+                transpose_rows(rows, to[half * LANES..].as_mut_ptr(), 2 * LANES, u16::MAX);
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "calls of functions compiled for another instruction set")]
 
 use super::{
-    super::{elementwise::piece, simd::prefetch},
+    super::elementwise::piece,
     Factor,
     amx::{PLANES, ROWS, STEPS},
     element::{Element, Lines},
@@ -88,11 +88,6 @@ pub(super) fn pack_right(
                     let start = (first_line + line) * stride + first;
                     data.get(start..start + len).filter(|_| line < lines).unwrap_or_default()
                 };
-                // Transposing reads across the lines, which memory sends faster along them.
-                for line in 0..ROWS {
-                    let line = at(line);
-                    (0..line.len()).step_by(32).for_each(|element| prefetch(line, element));
-                }
                 // SAFETY: a machine with tiles of bf16 has AVX-512.
                 unsafe { narrow::transpose_lines(at, panel) };
             }

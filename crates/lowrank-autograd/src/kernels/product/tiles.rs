@@ -1,17 +1,17 @@
 //! Products in tiles of AMX, of bf16 or of f32 as sums of three bf16, whose arithmetic takes so little time that the rest is
 //! what counts: panels come from the second-level cache; a result is rounded and put where it
-//! belongs while the next one is made; so are the weights of the next block asked for.
+//! belongs while the next one is made.
 //!
 //! A block of the left factor is packed once for all tasks. Each task packs a block of strips of the
 //! right one and goes through it row by row, so that what it puts lies side by side.
 
 use std::ops::Range;
 
-use half::{bf16, f16};
+use half::bf16;
 use rayon::prelude::*;
 
 use super::{
-    Elements, Job, Shared,
+    Job, Shared,
     amx::{self, Place, Plan, ROWS, STEPS, Sums},
     blocked::SERIAL,
     engine::Engine,
@@ -208,9 +208,7 @@ impl Piece<'_> {
         let task = |index: usize| {
             let part = |i: usize, of: usize, all: usize| i * all / of..(i + 1) * all / of;
             let (block, cut) = (index / cuts, index % cuts);
-            let next = if block + 1 < blocks { part(block + 1, blocks, strips) } else { 0..0 };
-            Block::new(self, &left, part(cut, cuts, panels), part(block, blocks, strips))
-                .run(&next);
+            Block::new(self, &left, part(cut, cuts, panels), part(block, blocks, strips)).run();
         };
         match parallel {
             true => (0..blocks * cuts).into_par_iter().for_each(task),
@@ -270,41 +268,6 @@ impl Piece<'_> {
         let (_, [_, steps]) = self.chunk(chunk);
         steps * ROWS * self.planes + 32
     }
-
-    /// What the tile of this number asks for of the strips and the chunk that come next.
-    fn fetch(&self, (strips, chunk): (&Range<usize>, usize), number: usize, plan: &mut Plan) {
-        plan.fetch = [std::ptr::null(); 2];
-        let b = &self.of.b;
-        let (data, size) = match b.elements {
-            Elements::F32(data) => (data.as_ptr().cast::<u8>(), size_of::<f32>()),
-            Elements::Bf16(data) => (data.as_ptr().cast(), size_of::<bf16>()),
-            Elements::F16(data) => (data.as_ptr().cast(), size_of::<f16>()),
-        };
-        let ([first, len], _) = self.chunk(chunk);
-        let at = |line: usize, element: usize| {
-            let offset = line * b.line_stride + (first + element) * b.step_stride;
-            data.wrapping_add(offset * size)
-        };
-        if b.step_stride == 1 {
-            // Two lines: what a turn multiplies of them lies side by side.
-            let line = 2 * number;
-            if line < strips.len() * ROWS {
-                let line = strips.start * ROWS + line;
-                plan.fetch = [at(line, 0), at(line + 1, 0)];
-                plan.fetch_step = 2 * STEPS * size;
-            }
-            return;
-        }
-        // One strip's part of as many elements of the inner dimension as there are turns, twice.
-        let turns = len.div_ceil(2 * STEPS);
-        let (strip, part) = (number % strips.len().max(1), number / strips.len().max(1));
-        let element = 2 * part * turns;
-        if element < len && !strips.is_empty() {
-            let line = (strips.start + strip) * ROWS;
-            plan.fetch = [at(line, element), at(line, element + turns)];
-            plan.fetch_step = size * b.step_stride;
-        }
-    }
 }
 
 /// Panels of the left factor, by strips of the right one.
@@ -318,8 +281,6 @@ struct Block<'a> {
     /// Those of the last chunk: while one is made the other one waits.
     sums: [Sums; 2],
     plan: Plan,
-    /// Where the result belongs that came before.
-    before: Place,
 }
 
 impl<'a> Block<'a> {
@@ -328,27 +289,26 @@ impl<'a> Block<'a> {
         let between = Scratch::take(results * ROWS * ROWS);
         let mut plan = Plan::new();
         plan.sums_row = ROWS * size_of::<f32>();
+        plan.to = of.place(0, 0);
         let sums = [Sums::new(), Sums::new()];
-        Self { of, left, panels, strips, between, sums, plan, before: of.place(0, 0) }
+        Self { of, left, panels, strips, between, sums, plan }
     }
 
-    /// Multiplies chunk after chunk; of the strips that come `next`, the first one is asked for.
+    /// Multiplies chunk after chunk.
     #[expect(unsafe_code, reason = "tile kernels take pointers")]
-    fn run(&mut self, next: &Range<usize>) {
+    fn run(&mut self) {
         // SAFETY: this runs where tiles exist.
         let _tiles = unsafe { amx::Tiles::configure() };
         let (chunks, strips) = (self.of.chunks(), self.strips.clone());
         for chunk in 0..chunks {
             let right = self.of.pack_right(&strips, chunk);
-            let ahead = if chunk + 1 == chunks { (next, 0) } else { (&strips, chunk + 1) };
             for number in 0..self.panels.len() * strips.len() {
-                self.of.fetch(ahead, number, &mut self.plan);
                 self.result(chunk, number, &right);
             }
         }
         if !self.plan.waiting.is_null() {
             // SAFETY: a whole result waits, and has room.
-            unsafe { self.before.put(self.plan.waiting, 0) };
+            unsafe { self.plan.to.put(self.plan.waiting, 0) };
         }
     }
 
@@ -377,7 +337,7 @@ impl<'a> Block<'a> {
         // SAFETY: the panels hold `steps` steps, sums have room where they stand, whole results are
         // read and put where the target has room, and this thread's tiles are configured.
         unsafe {
-            plan.multiply(steps, of.planes, self.before);
+            plan.multiply(steps, of.planes);
             plan.waiting = std::ptr::null();
             match (is_last, whole) {
                 (true, true) => plan.waiting = plan.sums,
@@ -385,6 +345,6 @@ impl<'a> Block<'a> {
                 (false, _) => {}
             }
         }
-        self.before = place;
+        plan.to = place;
     }
 }
