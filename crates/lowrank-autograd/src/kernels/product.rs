@@ -1,6 +1,7 @@
-//! Matrix products in f32, with weights of any float dtype. A product goes one of three ways:
-//! over packed panels (`blocked`), by inner products with few rows (`dots`), or through the
-//! `gemm` crate where this file has no kernels for the machine (`fallback`).
+//! Matrix products in f32, with weights of any float dtype. A product goes one of these ways: over
+//! packed panels (`blocked`, or `tiles` of AMX), with few rows on one side (`dots` along contiguous
+//! lines, `across` them), or through the `gemm` crate where this file has no kernels for the machine
+//! (`fallback`).
 
 use half::bf16;
 

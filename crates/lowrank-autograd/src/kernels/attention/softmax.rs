@@ -185,7 +185,7 @@ vectorized! {
             }
         }
         let rest: f32 = x_rest.iter().zip(y_rest).map(|(x, y)| wide(*x) * wide(*y)).sum();
-        rest + sums.iter().sum::<f32>()
+        total(sums) + rest
     }
 }
 
@@ -226,7 +226,7 @@ vectorized! {
                 *sum += *s;
             }
         }
-        let sum: f32 = sums.into_iter().sum();
+        let sum = total(sums);
         let inverse = if sum == 0.0 { 0.0 } else { 1.0 / sum };
         scores.iter_mut().for_each(|s| *s *= inverse);
         [max, sum]
@@ -243,14 +243,20 @@ pub(super) fn inner(x: &[f32], y: &[f32]) -> f32 {
             sums[i] += x[i] * y[i];
         }
     }
+    total(sums) + x_rest.iter().zip(y_rest).map(|(x, y)| x * y).sum::<f32>()
+}
+
+/// The sum of all lanes, halves on halves: one after another, each would wait for the one before.
+#[inline(always)]
+fn total(mut lanes: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
-            sums[i] += sums[i + width];
+            lanes[i] += lanes[i + width];
         }
         width /= 2;
     }
-    sums[0] + x_rest.iter().zip(y_rest).map(|(x, y)| x * y).sum::<f32>()
+    lanes[0]
 }
 
 #[cfg(test)]

@@ -97,19 +97,14 @@ fn group(few: &Factor<'_>, first: usize) -> Vec<[f32; GROUP]> {
 }
 
 /// `Σ x[k]·many[first + j, k]` for each of a group and `count` lines of the many.
-fn group_sums<T: Wide>(
-    x: &[[f32; GROUP]],
-    many: Lines<'_, T>,
-    first: usize,
-    count: usize,
-) -> Sums {
+fn group_sums<T: Wide>(x: &[[f32; GROUP]], many: Lines<'_, T>, first: usize, count: usize) -> Sums {
     #[cfg(target_arch = "x86_64")]
     if count == STRIP {
         match level() {
             // SAFETY: `level` has found the instructions on this machine.
             Level::Avx512 => return unsafe { avx512(x, many, first) },
-            // SAFETY: as above.
             Level::Avx2 if is_x86_feature_detected!("f16c") => {
+                // SAFETY: as above.
                 return unsafe { avx2(x, many, first) };
             }
             _ => {}
@@ -118,12 +113,7 @@ fn group_sums<T: Wide>(
     one_by_one(x, many, first, count)
 }
 
-fn one_by_one<T: Wide>(
-    x: &[[f32; GROUP]],
-    many: Lines<'_, T>,
-    first: usize,
-    count: usize,
-) -> Sums {
+fn one_by_one<T: Wide>(x: &[[f32; GROUP]], many: Lines<'_, T>, first: usize, count: usize) -> Sums {
     let mut sums = [[0.0; STRIP]; GROUP];
     let mut wide = [0.0; STRIP];
     for (step, x) in x.iter().enumerate() {
@@ -205,17 +195,18 @@ mod tests {
     fn check<T: Wide>(steps: usize, stride: usize, element: impl Fn(f32) -> T) {
         let data: Vec<T> = (0..steps.max(1) * stride).map(|i| element(number(i))).collect();
         let many = Lines { data: &data, line_stride: 1, step_stride: stride };
-        let x: Vec<[f32; GROUP]> = (0..steps)
-            .map(|step| std::array::from_fn(|i| number(step * GROUP + i + 3)))
-            .collect();
+        let x: Vec<[f32; GROUP]> =
+            (0..steps).map(|step| std::array::from_fn(|i| number(step * GROUP + i + 3))).collect();
         let first = stride - STRIP;
         let whole = one_by_one(&x, many, first, STRIP);
-        let mut ways = vec![whole, group_sums(&x, many, first, STRIP)];
+        let ways = vec![whole, group_sums(&x, many, first, STRIP)];
         #[cfg(target_arch = "x86_64")]
-        if level() >= Level::Avx2 && is_x86_feature_detected!("f16c") {
+        let ways = {
+            let has_avx2 = level() >= Level::Avx2 && is_x86_feature_detected!("f16c");
             // SAFETY: the machine has the instructions.
-            ways.push(unsafe { avx2(&x, many, first) });
-        }
+            let avx2 = has_avx2.then(|| unsafe { avx2(&x, many, first) });
+            ways.into_iter().chain(avx2).collect::<Vec<_>>()
+        };
         for (i, j) in (0..GROUP).flat_map(|i| (0..STRIP).map(move |j| (i, j))) {
             let terms = (0..steps).map(|k| {
                 let w = number(k * stride + first + j);

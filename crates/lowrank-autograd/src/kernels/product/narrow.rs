@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::tile::transpose_rows;
-use crate::kernels::simd::{Level, level, prefetch};
+use crate::kernels::simd::{Level, level};
 
 /// Lanes of a vector.
 const LANES: usize = 16;
@@ -71,7 +71,6 @@ pub(super) fn copy_lines<'a, const HEIGHT: usize>(
 /// read side by side, since memory then has many of their reads under way.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(super) fn transpose_lines<'a>(line: impl Fn(usize) -> &'a [bf16], to: &mut [u32]) {
-    const AHEAD: usize = 2 * 2 * LANES; // elements: as long as memory takes
     let mut lines = [&[][..]; 2 * LANES];
     lines.iter_mut().enumerate().for_each(|(i, to)| *to = line(i));
     let shortest = lines.iter().map(|line| line.len()).min().unwrap_or_default();
@@ -81,7 +80,6 @@ pub(super) fn transpose_lines<'a>(line: impl Fn(usize) -> &'a [bf16], to: &mut [
             let mut rows = [_mm512_setzero_si512(); LANES];
             if first + 2 * LANES <= shortest {
                 for i in 0..LANES {
-                    prefetch(lines[i], first + AHEAD);
                     // SAFETY: the line has 32 elements from `first` on.
                     rows[i] = unsafe { _mm512_loadu_si512(lines[i].as_ptr().add(first).cast()) };
                 }
@@ -161,8 +159,8 @@ pub(super) fn weave([low, high]: [&[bf16]; 2], first: usize, to: &mut [u32]) {
 /// Lanes that [`weave_rows`] fills: 16 steps of 32.
 pub(super) const WOVEN: usize = LANES * 2 * LANES;
 
-/// [`weave`] of 32 elements of each of 32 rows, `stride` elements apart; as many below are asked
-/// for. With so few instructions a row, reads of many rows are under way at once.
+/// [`weave`] of 32 elements of each of 32 rows, `stride` elements apart. With so few instructions a
+/// row, reads of many rows are under way at once: more than that can't be asked for.
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn weave_rows(from: &[bf16], stride: usize, to: &mut [u32]) {
     const HEIGHT: usize = 2 * LANES;
@@ -171,8 +169,6 @@ pub(super) fn weave_rows(from: &[bf16], stride: usize, to: &mut [u32]) {
     let orders = [weaving::<0, { 2 * LANES }>(), weaving::<LANES, { 3 * LANES }>()];
     for (step, to) in to.chunks_exact_mut(2 * LANES).enumerate() {
         let at = |row: usize| from.as_ptr().wrapping_add(row * stride);
-        _mm_prefetch::<_MM_HINT_T0>(at(HEIGHT + 2 * step).cast());
-        _mm_prefetch::<_MM_HINT_T0>(at(HEIGHT + 2 * step + 1).cast());
         // SAFETY: the rows have 32 elements from here on, and the target two vectors.
         unsafe {
             let low = _mm512_loadu_si512(at(2 * step).cast());
