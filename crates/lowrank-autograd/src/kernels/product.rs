@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{Result, Weight, elements::Elements, weight::Matrix};
 
+#[cfg(target_arch = "x86_64")]
 mod across;
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -440,6 +441,7 @@ impl Job<'_> {
         if dots::fits(&self.a, &self.b) {
             return dots::dots(&self.a, &self.b, self.scale, self.parallel, |b, a, v| put(a, b, v));
         }
+        #[cfg(target_arch = "x86_64")]
         if across::fits(&self.a, &self.b) {
             return across::sums(&self.a, &self.b, self.scale, self.parallel, |b, a, v| {
                 put(a, b, v);

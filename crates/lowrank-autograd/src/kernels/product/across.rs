@@ -2,21 +2,18 @@
 //! adapters: a group of the few meets a strip of the many while all of their sums stay in registers.
 //! Nothing of the many is packed.
 
-#![cfg_attr(
-    target_arch = "x86_64",
-    expect(unsafe_code, reason = "vector instructions, which read through pointers")
-)]
+#![expect(unsafe_code, reason = "vector instructions, which read through pointers")]
 
-#[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::{Factor, element::Lines, line::Wide};
-use crate::elements::Elements;
-#[cfg(target_arch = "x86_64")]
-use crate::kernels::simd::{Level, level, prefetch};
+use crate::{
+    elements::Elements,
+    kernels::simd::{Level, level, prefetch},
+};
 
 /// Most lines on the side of the few: adapters of most ranks.
 const FEW: usize = 16;
@@ -26,16 +23,17 @@ const STRIP: usize = 32;
 /// Lines of the many in a task.
 const TASK: usize = 8 * STRIP;
 /// Steps ahead of which memory is asked for.
-#[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 16;
 
 /// Sums of a group by lines of a strip.
 type Sums = [[f32; STRIP]; GROUP];
 
-/// Whether the product of these is one of this file.
+/// Whether the product of these is one of this file: what fewer lines make, `dots` has, and what a
+/// machine without these vectors makes, the way of all others.
 pub(super) fn fits(few: &Factor<'_>, many: &Factor<'_>) -> bool {
     let across = many.line_stride == 1 && many.step_stride != 1 && many.lines >= STRIP;
-    across && matches!(few.elements, Elements::F32(_)) && (3..=FEW).contains(&few.lines)
+    let few = matches!(few.elements, Elements::F32(_)) && (3..=FEW).contains(&few.lines);
+    across && few && level() != Level::Portable
 }
 
 /// `scale·few·manyᵀ`, each element given to `put(line of many, line of few, value)`.
@@ -98,7 +96,6 @@ fn group(few: &Factor<'_>, first: usize) -> Vec<[f32; GROUP]> {
 
 /// `Σ x[k]·many[first + j, k]` for each of a group and `count` lines of the many.
 fn group_sums<T: Wide>(x: &[[f32; GROUP]], many: Lines<'_, T>, first: usize, count: usize) -> Sums {
-    #[cfg(target_arch = "x86_64")]
     if count == STRIP {
         match level() {
             // SAFETY: `level` has found the instructions on this machine.
@@ -126,7 +123,6 @@ fn one_by_one<T: Wide>(x: &[[f32; GROUP]], many: Lines<'_, T>, first: usize, cou
 }
 
 /// Defines [`group_sums`] of a whole strip over vectors of `$lanes`, `$vectors` of them at a time.
-#[cfg(target_arch = "x86_64")]
 macro_rules! group_sums {
     ($name:ident, $features:literal, $lanes:literal, $vectors:literal, $zero:ident, $set:ident,
      $fma:ident, $store:ident) => {
@@ -160,7 +156,6 @@ macro_rules! group_sums {
         }
     };
 }
-#[cfg(target_arch = "x86_64")]
 group_sums!(
     avx512,
     "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma",
@@ -171,7 +166,6 @@ group_sums!(
     _mm512_fmadd_ps,
     _mm512_storeu_ps
 );
-#[cfg(target_arch = "x86_64")]
 group_sums!(
     avx2,
     "avx2,fma,f16c",
@@ -199,14 +193,11 @@ mod tests {
             (0..steps).map(|step| std::array::from_fn(|i| number(step * GROUP + i + 3))).collect();
         let first = stride - STRIP;
         let whole = one_by_one(&x, many, first, STRIP);
-        let ways = vec![whole, group_sums(&x, many, first, STRIP)];
-        #[cfg(target_arch = "x86_64")]
-        let ways = {
-            let has_avx2 = level() >= Level::Avx2 && is_x86_feature_detected!("f16c");
+        let mut ways = vec![whole, group_sums(&x, many, first, STRIP)];
+        if level() >= Level::Avx2 && is_x86_feature_detected!("f16c") {
             // SAFETY: the machine has the instructions.
-            let avx2 = has_avx2.then(|| unsafe { avx2(&x, many, first) });
-            ways.into_iter().chain(avx2).collect::<Vec<_>>()
-        };
+            ways.push(unsafe { avx2(&x, many, first) });
+        }
         for (i, j) in (0..GROUP).flat_map(|i| (0..STRIP).map(move |j| (i, j))) {
             let terms = (0..steps).map(|k| {
                 let w = number(k * stride + first + j);

@@ -321,7 +321,7 @@ pub(super) struct Plan {
     turns: [usize; 2],
     /// A whole result that waits to be put where it belongs, or null.
     pub(super) waiting: *const f32,
-    /// It stands here, field by field: the loads of a copy are wider than the stores of its fields
+    /// Where it belongs. Not an argument: the loads of a copy are wider than the stores of its fields
     /// were, and so would wait until all sums before them have gone to the cache.
     pub(super) to: Place,
 }

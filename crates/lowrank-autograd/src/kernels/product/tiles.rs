@@ -1,6 +1,6 @@
-//! Products in tiles of AMX, of bf16 or of f32 as sums of three bf16, whose arithmetic takes so little time that the rest is
-//! what counts: panels come from the second-level cache; a result is rounded and put where it
-//! belongs while the next one is made.
+//! Products in tiles of AMX, of bf16 or of f32 as sums of three bf16, whose arithmetic takes so
+//! little time that the rest is what counts: panels come from the second-level cache; a result is
+//! rounded and put where it belongs while the next one is made.
 //!
 //! A block of the left factor is packed once for all tasks. Each task packs a block of strips of the
 //! right one and goes through it row by row, so that what it puts lies side by side.
