@@ -19,6 +19,9 @@ struct Arguments {
     command: commands::Command,
 }
 
+#[global_allocator]
+static ALLOCATOR: memory::Lines = memory::Lines;
+
 fn main() -> ExitCode {
     memory::keep_freed();
     // The main thread is one of the workers: what it starts it works on itself, and no thread is

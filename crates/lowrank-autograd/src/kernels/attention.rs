@@ -10,7 +10,10 @@ use std::sync::{Mutex, PoisonError};
 use crate::{
     Dropout,
     elements::Elements,
-    kernels::product::Pairs,
+    kernels::{
+        buffer::{PIECE, filled},
+        product::Pairs,
+    },
     ops::{AttentionShape, Span},
 };
 
@@ -148,7 +151,7 @@ pub(crate) fn backward(
     saved: Saved<'_>,
     wanted: Wanted,
 ) -> Backward {
-    let zeros = |wanted: bool, len: usize| vec![0.0; if wanted { len } else { 0 }];
+    let zeros = |wanted: bool, len: usize| filled(if wanted { len } else { 0 }, PIECE, |_, _| {});
     let bias = of.bias.filter(|_| wanted.bias).unwrap_or_default();
     let mut result = Backward {
         q: zeros(wanted.q, of.q.len()),

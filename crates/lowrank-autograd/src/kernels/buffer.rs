@@ -139,10 +139,11 @@ pub(crate) fn filled_parts<T: Copy + Default + Send, R: Send>(
     (finish(buffer, len), found)
 }
 
-type Slots<'a, T> = rayon::slice::ChunksMut<'a, MaybeUninit<T>>;
+/// A thread that has nothing left to do takes a piece.
+type Slots<'a, T> = rayon::iter::MaxLen<rayon::slice::ChunksMut<'a, MaybeUninit<T>>>;
 
 fn pieces<T: Send>(buffer: &mut Vec<T>, len: usize, piece: usize) -> Slots<'_, T> {
-    buffer.spare_capacity_mut()[..len].par_chunks_mut(piece)
+    buffer.spare_capacity_mut()[..len].par_chunks_mut(piece).with_max_len(1)
 }
 
 #[expect(unsafe_code, reason = "memory that has just been written becomes a slice of numbers")]

@@ -21,6 +21,8 @@ mod dots;
 mod element;
 mod engine;
 mod fallback;
+#[cfg(target_arch = "x86_64")]
+mod left;
 mod line;
 #[cfg(target_arch = "x86_64")]
 mod narrow;

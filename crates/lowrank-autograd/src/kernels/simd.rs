@@ -90,6 +90,15 @@ pub(crate) fn prefetch_early<T>(data: &[T], index: usize) {
     unsafe { _mm_prefetch::<_MM_HINT_T1>(data.as_ptr().wrapping_add(index).cast()) };
 }
 
+/// Asks for the memory of all elements, for what is read later. Nothing where the machine isn't known
+/// to have an instruction for it.
+pub(crate) fn ask_for<T>(data: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    (0..data.len()).step_by((64 / size_of::<T>()).max(1)).for_each(|i| prefetch_early(data, i));
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = data;
+}
+
 /// `eˣ` of a number up to 88, to within 2 units in the last place; 0 where the result would be near
 /// the smallest normal number (an operation whose result is subnormal takes Intel's processors a
 /// hundred times as long). NaN stays NaN.

@@ -16,6 +16,7 @@ use crate::{
     kernels::{
         Computed, F32, Floats,
         attention::{self, Operands, Saved, SoftmaxRow, Wanted},
+        buffer::{PIECE, filled},
         product::Pairs,
         tensor,
     },
@@ -109,11 +110,11 @@ pub fn attention(
         let of = Operands { q: q_read, k, v, bias, shape, dropout, pairs };
         let len = n * shape.heads * shape.value_dim;
         if q.is_narrow() {
-            let mut output = vec![bf16::ZERO; len];
+            let mut output = filled(len, PIECE, |_, _: &mut [bf16]| {});
             let rows = attention::forward(of, spans, &mut output);
             (Computed::Bf16(output), rows)
         } else {
-            let mut output = vec![0.0; len];
+            let mut output = filled(len, PIECE, |_, _| {});
             let rows = attention::forward(of, spans, &mut output);
             (Computed::F32(output), rows)
         }

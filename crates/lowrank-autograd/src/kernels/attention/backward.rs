@@ -96,6 +96,7 @@ impl Block<'_> {
             return false;
         }
         self.load(scratch);
+        self.ask_for_next();
         let packed = self.packed.map(|packed| {
             let queries = self.head.queries(self.rows.start);
             let dy = self.outputs(self.group.saved.dy);
@@ -123,6 +124,17 @@ impl Block<'_> {
             untranspose(scratch.transposed.room(dim * lanes), lanes, dim, to);
         }
         true
+    }
+
+    /// Asks for what the next block of this head reads first.
+    fn ask_for_next(&self) {
+        let (shape, saved, n) = (self.group.of.shape, &self.group.saved, self.rows.len());
+        let left = self.head.span.queries.len() - self.rows.end;
+        let next = n..n + left.min(ROWS);
+        self.head.queries(self.rows.start).ask_for(next.clone(), shape.head_dim);
+        for rows in [saved.dy, saved.output] {
+            self.outputs(rows).ask_for(next.clone(), shape.value_dim);
+        }
     }
 
     /// What all tiles of the block read.

@@ -11,7 +11,10 @@ use super::{
 use crate::{
     Dropout,
     elements::Elements,
-    kernels::product::{self, View},
+    kernels::{
+        product::{self, View},
+        simd::ask_for,
+    },
     ops::Span,
 };
 
@@ -81,6 +84,18 @@ impl<'a> HeadRows<'a> {
 
     pub(super) fn view(self, rows: usize, columns: usize) -> View<'a> {
         View::strided_over(self.data, rows, columns, self.stride, 1)
+    }
+
+    /// Asks for the first `len` elements of rows that will be read soon: a head's rows are too short
+    /// for the machine to foresee the next one.
+    pub(super) fn ask_for(self, rows: Range<usize>, len: usize) {
+        let stride = self.stride;
+        let row = |row: usize| self.data.slice(row * stride..row * stride + len);
+        rows.map(row).for_each(|row| match row {
+            Elements::F32(row) => ask_for(row),
+            Elements::Bf16(row) => ask_for(row),
+            Elements::F16(row) => ask_for(row),
+        });
     }
 
     /// `Σ x·y` over the first `len` elements of row `i` of both.

@@ -76,7 +76,7 @@ pub(super) fn head_ranges(piece: &Piece<'_>, heads: usize) -> impl Iterator<Item
 pub(super) fn run<T: Sync, R: Send>(tasks: &[T], run: impl Fn(&T) -> R + Send + Sync) -> Vec<R> {
     match tasks {
         [task] => vec![run(task)],
-        _ => tasks.par_iter().map(run).collect(),
+        _ => tasks.par_iter().with_max_len(1).map(run).collect(),
     }
 }
 

@@ -88,19 +88,20 @@ impl Drop for Tiles {
     }
 }
 
-/// Tiles of a turn are loaded and multiplied: 32 × 32 × 32. The rows of a tile of either factor lie
-/// 64 bytes apart in the left panel and 128 in the right one.
+/// Tiles of a turn are loaded and multiplied: 32 × 32 × 32. The rows of a tile lie `{v}` bytes apart
+/// in the left factor, whose tiles lie `{t}` apart, and 128 in the right panel.
 macro_rules! turn {
     () => {
-        "tileloadd tmm4, [{a} + {w} * 1]
+        "tileloadd tmm4, [{a} + {v} * 1]
          tileloaddt1 tmm6, [{b} + {w} * 2]
          tileloaddt1 tmm7, [{b} + {w} * 2 + 64]
          tdpbf16ps tmm0, tmm4, tmm6
-         tileloadd tmm5, [{a} + {w} * 1 + 1024]
+         tileloadd tmm5, [{q} + {v} * 1]
          tdpbf16ps tmm1, tmm4, tmm7
          tdpbf16ps tmm2, tmm5, tmm6
          tdpbf16ps tmm3, tmm5, tmm7
-         add {a}, 2048
+         add {a}, {t}
+         add {q}, {t}
          add {b}, 2048"
     };
 }
@@ -181,6 +182,11 @@ macro_rules! run {
             "mov {s}, [{plan} + 64]",
             "mov {p}, [{plan} + 72]",
             "mov {r}, [{plan} + 80]",
+            "mov {v}, [{plan} + 96]",
+            "mov {t}, [{plan} + 104]",
+            "mov {q}, {v}",
+            "shl {q}, 4",
+            "add {q}, {a}",
             "mov {w}, 64",
             "test {n}, {n}",
             "jz 5f",
@@ -204,6 +210,18 @@ macro_rules! run {
             "dec {n}",
             "jnz 6b",
             "7:",
+            "mov {n}, [{plan} + 120]",
+            "test {n}, {n}",
+            "jz 9f",
+            "mov {a}, [{plan} + 112]",
+            "lea {q}, [{a} + 1024]",
+            "mov {v}, 64",
+            "mov {t}, 2048",
+            "8:",
+            $turn!(),
+            "dec {n}",
+            "jnz 8b",
+            "9:",
             "mov {s}, [{plan} + 32]",
             "mov {r}, [{plan} + 40]",
             "mov {p}, {r}",
@@ -215,7 +233,7 @@ macro_rules! run {
             "tilestored [{p} + {r} * 1 + 64], tmm3",
             plan = in(reg) $plan,
             a = out(reg) _, b = out(reg) _, n = out(reg) _, w = out(reg) _, s = out(reg) _,
-            p = out(reg) _, r = out(reg) _,
+            p = out(reg) _, r = out(reg) _, q = out(reg) _, v = out(reg) _, t = out(reg) _,
             out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
@@ -307,8 +325,7 @@ impl Place {
 /// so finds them in memory; there they stay from one result to the next.
 #[repr(C)]
 pub(super) struct Plan {
-    /// Panels: a left one holds a tile of 16 steps by 32 rows after another, each row's steps side
-    /// by side; a right one holds 32 lanes a step.
+    /// 32 rows of the left factor, and a panel of the right one, which holds 32 lanes a step.
     pub(super) left: *const u32,
     pub(super) right: *const u32,
     /// 32 rows of 32 sums to begin with, so many bytes apart, or null.
@@ -324,9 +341,21 @@ pub(super) struct Plan {
     /// Where it belongs. Not an argument: the loads of a copy are wider than the stores of its fields
     /// were, and so would wait until all sums before them have gone to the cache.
     pub(super) to: Place,
+    /// Bytes from one row of the left factor to the next, and from one turn's to the next's.
+    pub(super) left_row: usize,
+    pub(super) left_turn: usize,
+    /// The left panel of the steps that follow in the right one, and their turns.
+    pub(super) beside: *const u32,
+    beside_turns: usize,
 }
 
 impl Plan {
+    /// Bytes from row to row, and from turn to turn, of a left panel: a tile of 16 steps by 32 rows
+    /// after another, each row's steps side by side.
+    pub(super) const PANEL: (usize, usize) =
+        (STEPS * size_of::<u32>(), STEPS * ROWS * size_of::<u32>());
+
+    /// For left panels.
     pub(super) fn new() -> Self {
         Self {
             left: null(),
@@ -338,18 +367,24 @@ impl Plan {
             turns: [0; 2],
             waiting: null(),
             to: Place { at: null_mut(), row_bytes: 0, narrow: false },
+            left_row: Self::PANEL.0,
+            left_turn: Self::PANEL.1,
+            beside: null(),
+            beside_turns: 0,
         }
     }
 
-    /// Multiplies so many steps (whole tiles) of the panels, which hold 1 plane or [`PLANES`];
-    /// meanwhile what waits is put where it belongs, in f32 where there are several planes.
+    /// Multiplies so many steps (whole tiles) of the factors, and of what stands beside them, which
+    /// hold 1 plane or [`PLANES`]; meanwhile what waits is put where it belongs, in f32 where there
+    /// are several planes.
     ///
     /// # Safety
-    /// The panels hold the steps, sums are readable and writable where they stand, and what waits
+    /// The factors hold the steps, sums are readable and writable where they stand, and what waits
     /// is as [`Place::put`] wants it; [`Tiles`] are configured on this thread.
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub(super) unsafe fn multiply(&mut self, steps: usize, planes: usize) {
+    pub(super) unsafe fn multiply(&mut self, [steps, beside]: [usize; 2], planes: usize) {
         let turns = steps / STEPS;
+        self.beside_turns = beside / STEPS;
         let busy = if self.waiting.is_null() { 0 } else { turns.min(ROWS / 2) };
         if !self.waiting.is_null() && 2 * busy < ROWS {
             // SAFETY: the caller's promise.
@@ -419,7 +454,7 @@ pub(super) unsafe fn multiply_panels(
             plan.sums_row = if whole { row_bytes } else { ROWS * size_of::<f32>() };
             // SAFETY: the caller's promise; a whole result has room, another has it at the edge.
             unsafe {
-                plan.multiply(steps, 1);
+                plan.multiply([steps, 0], 1);
                 if !whole {
                     place.put_edge(plan.sums, size, keep.then_some((at, row_bytes)));
                 }

@@ -195,6 +195,24 @@ fn inner_dimensions_and_rows_beyond_a_block_are_added_up() {
 }
 
 #[test]
+fn rows_of_bf16_are_multiplied_from_where_they_lie() {
+    let sizes = [(32, 32, 32), (64, 40, 96), (70, 130, 160), (33, 64, 1024), (65, 96, 1632)];
+    for engine in Engine::all() {
+        for (m, n, k) in sizes {
+            for b_layout in 0..2 {
+                let whole = Case { half: true, ..case(m, n, k, 0) };
+                whole.check(Some(engine), 0, b_layout, 1);
+                Case { add: true, bias: true, r: 5, ..whole }.check(Some(engine), 0, b_layout, 1);
+            }
+        }
+        Case { half: true, scale: 0.5, ..case(70, 40, 64, 3) }.check(Some(engine), 0, 0, 1);
+        Case { half: true, ..case(600, 40, 64, 0) }.check(Some(engine), 0, 1, 1);
+    }
+    // Parts of rows that up to two threads read so often that they are packed.
+    Case { half: true, ..case(33, 2300, 1056, 0) }.check(None, 0, 0, 1);
+}
+
+#[test]
 fn few_rows_on_either_side_take_the_way_of_inner_products() {
     for few in 1..=9 {
         for dtype in 0..3 {

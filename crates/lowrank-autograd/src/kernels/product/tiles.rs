@@ -15,6 +15,7 @@ use super::{
     amx::{self, Place, Plan, ROWS, STEPS, Sums},
     blocked::SERIAL,
     engine::Engine,
+    left::Left,
     panels::{self, Extra},
     scratch::Scratch,
     setting::Setting,
@@ -22,16 +23,19 @@ use super::{
 
 /// Of bf16: the first-level cache holds a chunk of a panel of the left factor, the second-level one
 /// the sums of a block.
-const NARROW: Cut = Cut { inner: usize::MAX, chunk: 576, height: 512, strips: 8 };
+const NARROW: Cut = Cut { inner: usize::MAX, whole: 1024, chunk: 576, height: 512, strips: 16 };
 /// Of f32, whose panels are three times as large, and whose products take longest: the second-level
-/// cache holds a piece of the left factor.
-const SPLIT: Cut = Cut { inner: 576, chunk: 576, height: 256, strips: 3 };
+/// cache holds pieces of both factors.
+const SPLIT: Cut = Cut { inner: 576, whole: 576, chunk: 576, height: 512, strips: 9 };
 
 /// Most that is multiplied at a time.
 struct Cut {
     /// Elements of the inner dimension that go through all columns before the next ones do.
     inner: usize,
-    /// Elements of these that go through a block before the next ones do.
+    /// Elements of these that go through a block at once, so that its sums don't have to wait in a
+    /// cache.
+    whole: usize,
+    /// If there are more: elements of them that go through it before the next ones do.
     chunk: usize,
     /// Rows.
     height: usize,
@@ -85,20 +89,20 @@ impl Rows<Shared> {
 }
 
 /// A piece of the inner dimension for some of the rows.
-struct Piece<'a> {
-    of: &'a Job<'a>,
-    setting: Setting,
+pub(super) struct Piece<'a> {
+    pub(super) of: &'a Job<'a>,
+    pub(super) setting: Setting,
     /// How many bf16 a number is the sum of.
-    planes: usize,
+    pub(super) planes: usize,
     /// Most strips of a block.
     strips: usize,
     /// First row and number of rows.
-    rows: [usize; 2],
+    pub(super) rows: [usize; 2],
     /// First and number of elements of the inner dimension.
-    inner: [usize; 2],
+    pub(super) inner: [usize; 2],
     /// How many of them go through a block at a time.
-    chunk: usize,
-    extra: Extra<'a>,
+    pub(super) chunk: usize,
+    pub(super) extra: Extra<'a>,
     /// Whether sums begin with what stands there; from row 0 on.
     begin: Option<Rows<Shared>>,
     to: Rows<Out>,
@@ -139,14 +143,16 @@ impl Job<'_> {
                     _ => Out::F32(between.at.0),
                 };
                 let stride = if matches!(to, Out::F32(_)) { between.stride } else { stride };
+                let now = len.min(k - first);
+                let chunk = if now <= cut.whole { cut.whole } else { cut.chunk };
                 let piece = Piece {
                     of: self,
                     setting,
                     planes,
                     strips: cut.strips,
                     rows: [row, rows],
-                    inner: [first, len.min(k - first)],
-                    chunk: parts(len.min(k - first), cut.chunk),
+                    inner: [first, now],
+                    chunk: parts(now, chunk),
                     extra: Extra { tails, bias: self.bias.filter(|_| is_last), planes },
                     begin: (self.add || piece > 0).then_some(between),
                     to: Rows { at: to, stride },
@@ -158,12 +164,6 @@ impl Job<'_> {
 }
 
 impl Piece<'_> {
-    /// Steps of a panel: those of the main factors, and all.
-    fn steps(&self) -> [usize; 2] {
-        let main = self.inner[1].div_ceil(2).next_multiple_of(STEPS);
-        [main, main + self.extra.steps()]
-    }
-
     fn chunks(&self) -> usize {
         self.inner[1].div_ceil(self.chunk).max(1)
     }
@@ -180,30 +180,13 @@ impl Piece<'_> {
     }
 
     fn multiply(&self) {
-        let [main, steps] = self.steps();
-        let [row, rows] = self.rows;
+        let rows = self.rows[1];
         let (panels, strips) = (rows.div_ceil(ROWS), self.of.b.lines.div_ceil(ROWS));
-        let mut left = Scratch::take(panels * ROWS * steps * self.planes);
-        let pack = |(panel, out): (usize, &mut [u32])| {
-            let first = panel * ROWS;
-            let lines = ROWS.min(rows - first);
-            let (out, beside) = out.split_at_mut(main * ROWS * self.planes);
-            let strip = self.strip(row + first, lines);
-            match self.planes {
-                1 => self.setting.pack_left(&self.of.a, strip, out),
-                _ => self.setting.split_left(&self.of.a, strip, out),
-            }
-            self.extra.pack_left(row + first, lines, beside);
-        };
-        let size = (ROWS * steps * self.planes).max(1);
         let parallel = self.of.parallel && rows * self.of.b.lines * self.inner[1] > SERIAL;
-        match parallel {
-            true => left.par_chunks_mut(size).enumerate().for_each(pack),
-            false => left.chunks_mut(size).enumerate().for_each(pack),
-        }
         // How work is cut up makes no difference to any sum.
         let threads = if parallel { rayon::current_num_threads() } else { 1 };
         let blocks = strips.div_ceil(self.strips).next_multiple_of(threads).min(strips);
+        let left = Left::of(self, parallel, blocks.div_ceil(threads));
         let cuts = threads.div_ceil(blocks.max(1)).min(panels.max(1));
         let task = |index: usize| {
             let part = |i: usize, of: usize, all: usize| i * all / of..(i + 1) * all / of;
@@ -214,18 +197,6 @@ impl Piece<'_> {
             true => (0..blocks * cuts).into_par_iter().for_each(task),
             false => (0..blocks * cuts).for_each(task),
         }
-    }
-
-    fn strip(&self, first_line: usize, lines: usize) -> super::pack::Strip {
-        let [first, len] = self.inner;
-        let (lanes, scale) = (self.setting.lanes, self.of.scale);
-        super::pack::Strip { first_line, lines, first, len, width: lines, lanes, scale }
-    }
-
-    /// Where a chunk of a panel of the left factor begins.
-    fn left_at(&self, panel: usize, chunk: usize) -> usize {
-        let [_, steps] = self.steps();
-        (panel * steps + chunk * self.chunk / 2) * ROWS * self.planes
     }
 
     /// The target's memory from an element on.
@@ -273,7 +244,7 @@ impl Piece<'_> {
 /// Panels of the left factor, by strips of the right one.
 struct Block<'a> {
     of: &'a Piece<'a>,
-    left: &'a [u32],
+    left: &'a Left<'a>,
     panels: Range<usize>,
     strips: Range<usize>,
     /// Sums of all results from one chunk to the next.
@@ -284,7 +255,12 @@ struct Block<'a> {
 }
 
 impl<'a> Block<'a> {
-    fn new(of: &'a Piece<'a>, left: &'a [u32], panels: Range<usize>, strips: Range<usize>) -> Self {
+    fn new(
+        of: &'a Piece<'a>,
+        left: &'a Left<'a>,
+        panels: Range<usize>,
+        strips: Range<usize>,
+    ) -> Self {
         let results = if of.chunks() > 1 { panels.len() * strips.len() } else { 0 };
         let between = Scratch::take(results * ROWS * ROWS);
         let mut plan = Plan::new();
@@ -321,8 +297,8 @@ impl<'a> Block<'a> {
         let (row, column) = (panel * ROWS, strip * ROWS);
         let size = [of.rows[1] - row, of.of.b.lines - column].map(|len| len.min(ROWS));
         let (place, whole) = (of.place(row, column), size == [ROWS; 2]);
-        let (_, [_, steps]) = of.chunk(chunk);
-        plan.left = self.left[of.left_at(panel, chunk)..].as_ptr();
+        let (_, [main, steps]) = of.chunk(chunk);
+        self.left.aim(plan, panel, chunk * of.chunk);
         plan.right = right[j * of.panel_len(chunk)..].as_ptr();
         let begin = of.begin.map(|begin| begin.place(row, column));
         let between = self.between.as_mut_ptr().wrapping_add(number * ROWS * ROWS);
@@ -337,7 +313,7 @@ impl<'a> Block<'a> {
         // SAFETY: the panels hold `steps` steps, sums have room where they stand, whole results are
         // read and put where the target has room, and this thread's tiles are configured.
         unsafe {
-            plan.multiply(steps, of.planes);
+            plan.multiply([main, steps - main], of.planes);
             plan.waiting = std::ptr::null();
             match (is_last, whole) {
                 (true, true) => plan.waiting = plan.sums,

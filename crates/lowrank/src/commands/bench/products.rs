@@ -1,13 +1,14 @@
 //! The matrix products of a model: `x·Wᵀ` and `dy·W` of every frozen linear layer and every expert,
-//! as training calls them. Each takes all rows, whereas in a step those of a token's experts do.
+//! as training calls them: activations are bf16 where weights are, and workers stay awake. Each takes
+//! all rows, whereas in a step those of a token's experts do.
 //!
 //! All layers are gone through one after another, so that a weight comes from memory as it does in
 //! a step, not from a cache that holds it since the last repetition.
 
 use std::{collections::BTreeMap, time::Instant};
 
-use candle_core::{Device, Tensor};
-use lowrank_autograd::{Gradients, Key, Parameter, Value, Weight, ops};
+use candle_core::{DType, Device, Tensor};
+use lowrank_autograd::{Awake, Gradients, Key, Parameter, Value, Weight, ops};
 use lowrank_models::Model;
 use lowrank_peft::layers::Layer;
 use serde::Serialize;
@@ -36,13 +37,16 @@ impl Products {
     /// Goes over the model once uncounted and `passes` times with the clock running.
     pub(super) fn measure(model: &Model, rows: usize, passes: usize) -> anyhow::Result<Self> {
         let weights = matrices(model)?;
+        let _awake = Awake::begin();
         let mut shapes: BTreeMap<Vec<usize>, (Operands, Shape)> = BTreeMap::new();
         for weight in &weights {
             let &[out, input] = weight.dims() else { continue };
             match shapes.get_mut(weight.dims()) {
                 Some((_, shape)) => shape.count += 1,
                 None => {
-                    let entry = (Operands::new(rows, input, out)?, Shape::new(out, input));
+                    let half = weight.dtype() == DType::BF16;
+                    let dtype = if half { DType::BF16 } else { DType::F32 };
+                    let entry = (Operands::new(rows, [out, input], dtype)?, Shape::new(out, input));
                     shapes.insert(weight.dims().to_vec(), entry);
                 }
             }
@@ -149,12 +153,12 @@ struct Operands {
 }
 
 impl Operands {
-    fn new(rows: usize, input: usize, out: usize) -> anyhow::Result<Self> {
+    fn new(rows: usize, [out, input]: [usize; 2], dtype: DType) -> anyhow::Result<Self> {
         // A prime number of them, over and over: no two rows alike.
         let noise = Key::new(42).normals(8191);
         let matrix = |columns: usize| {
             let elements = noise.iter().copied().cycle().take(rows * columns).collect();
-            Tensor::from_vec(elements, (rows, columns), &Device::Cpu)
+            Tensor::from_vec(elements, (rows, columns), &Device::Cpu)?.to_dtype(dtype)
         };
         let below = Parameter::new("below", &Tensor::new(0f32, &Device::Cpu)?)?;
         Ok(Self { x: matrix(input)?, dy: matrix(out)?, below })
