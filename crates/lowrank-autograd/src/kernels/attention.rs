@@ -10,10 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::{
     Dropout,
     elements::Elements,
-    kernels::{
-        buffer::{PIECE, filled},
-        product::Pairs,
-    },
+    kernels::{buffer, product::Pairs},
     ops::{AttentionShape, Span},
 };
 
@@ -151,7 +148,7 @@ pub(crate) fn backward(
     saved: Saved<'_>,
     wanted: Wanted,
 ) -> Backward {
-    let zeros = |wanted: bool, len: usize| filled(if wanted { len } else { 0 }, PIECE, |_, _| {});
+    let zeros = |wanted: bool, len: usize| buffer::zeros(if wanted { len } else { 0 });
     let bias = of.bias.filter(|_| wanted.bias).unwrap_or_default();
     let mut result = Backward {
         q: zeros(wanted.q, of.q.len()),

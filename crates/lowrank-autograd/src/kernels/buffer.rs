@@ -36,6 +36,11 @@ pub(crate) fn filled<T: Copy + Default + Send>(
     finish(buffer, len)
 }
 
+/// Zeros, written on all threads.
+pub(crate) fn zeros<T: Copy + Default + Send>(len: usize) -> Vec<T> {
+    filled(len, PIECE, |_, _| {})
+}
+
 /// Two new buffers of one length, filled together as in [`filled`].
 pub(crate) fn filled_pair(
     len: usize,

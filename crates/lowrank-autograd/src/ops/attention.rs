@@ -16,7 +16,7 @@ use crate::{
     kernels::{
         Computed, F32, Floats,
         attention::{self, Operands, Saved, SoftmaxRow, Wanted},
-        buffer::{PIECE, filled},
+        buffer::zeros,
         product::Pairs,
         tensor,
     },
@@ -110,11 +110,11 @@ pub fn attention(
         let of = Operands { q: q_read, k, v, bias, shape, dropout, pairs };
         let len = n * shape.heads * shape.value_dim;
         if q.is_narrow() {
-            let mut output = filled(len, PIECE, |_, _: &mut [bf16]| {});
+            let mut output: Vec<bf16> = zeros(len);
             let rows = attention::forward(of, spans, &mut output);
             (Computed::Bf16(output), rows)
         } else {
-            let mut output = filled(len, PIECE, |_, _| {});
+            let mut output: Vec<f32> = zeros(len);
             let rows = attention::forward(of, spans, &mut output);
             (Computed::F32(output), rows)
         }

@@ -89,7 +89,8 @@ impl Drop for Tiles {
 }
 
 /// Tiles of a turn are loaded and multiplied: 32 × 32 × 32. The rows of a tile lie `{v}` bytes apart
-/// in the left factor, whose tiles lie `{t}` apart, and 128 in the right panel.
+/// in the left factor and 128 in the right panel; `{a}` and `{q}` are the first and the second 16 rows
+/// of the left one, `{t}` bytes from turn to turn.
 macro_rules! turn {
     () => {
         "tileloadd tmm4, [{a} + {v} * 1]
@@ -341,7 +342,8 @@ pub(super) struct Plan {
     /// Where it belongs. Not an argument: the loads of a copy are wider than the stores of its fields
     /// were, and so would wait until all sums before them have gone to the cache.
     pub(super) to: Place,
-    /// Bytes from one row of the left factor to the next, and from one turn's to the next's.
+    /// Bytes from one row of the left factor to the next, and from one turn's to the next's; those of
+    /// several planes are panels in any case.
     pub(super) left_row: usize,
     pub(super) left_turn: usize,
     /// The left panel of the steps that follow in the right one, and their turns.

@@ -2,8 +2,9 @@
 //! little time that the rest is what counts: panels come from the second-level cache; a result is
 //! rounded and put where it belongs while the next one is made.
 //!
-//! A block of the left factor is packed once for all tasks. Each task packs a block of strips of the
-//! right one and goes through it row by row, so that what it puts lies side by side.
+//! A block of the left factor is packed once for all tasks, if it has to be ([`Left`]). Each task packs
+//! a block of strips of the right one and goes through it row by row, so that what it puts lies side
+//! by side.
 
 use std::ops::Range;
 
@@ -278,8 +279,9 @@ impl<'a> Block<'a> {
         let (chunks, strips) = (self.of.chunks(), self.strips.clone());
         for chunk in 0..chunks {
             let right = self.of.pack_right(&strips, chunk);
-            for number in 0..self.panels.len() * strips.len() {
-                self.result(chunk, number, &right);
+            for i in 0..self.panels.len() {
+                self.left.aim(&mut self.plan, self.panels.start + i, chunk * self.of.chunk);
+                (0..strips.len()).for_each(|j| self.result(chunk, [i, j], &right));
             }
         }
         if !self.plan.waiting.is_null() {
@@ -288,17 +290,14 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// Multiplies a chunk of the panel and the strip of a result.
+    /// Multiplies a chunk of the panel, which the plan reads, and the strip of a result.
     #[expect(unsafe_code, reason = "tile kernels take pointers")]
-    fn result(&mut self, chunk: usize, number: usize, right: &[u32]) {
-        let (of, plan) = (self.of, &mut self.plan);
-        let (i, j) = (number / self.strips.len(), number % self.strips.len());
-        let (panel, strip) = (self.panels.start + i, self.strips.start + j);
-        let (row, column) = (panel * ROWS, strip * ROWS);
+    fn result(&mut self, chunk: usize, [i, j]: [usize; 2], right: &[u32]) {
+        let (of, plan, number) = (self.of, &mut self.plan, i * self.strips.len() + j);
+        let (row, column) = ((self.panels.start + i) * ROWS, (self.strips.start + j) * ROWS);
         let size = [of.rows[1] - row, of.of.b.lines - column].map(|len| len.min(ROWS));
         let (place, whole) = (of.place(row, column), size == [ROWS; 2]);
         let (_, [main, steps]) = of.chunk(chunk);
-        self.left.aim(plan, panel, chunk * of.chunk);
         plan.right = right[j * of.panel_len(chunk)..].as_ptr();
         let begin = of.begin.map(|begin| begin.place(row, column));
         let between = self.between.as_mut_ptr().wrapping_add(number * ROWS * ROWS);
