@@ -324,7 +324,8 @@ fn a_damaged_table_in_tokenizer_json_is_an_error() -> Result {
         let folder = with_table(damage)?;
         Ok(Tokenizer::open(folder.path()).err().ok_or("it was opened")?.to_string())
     };
-    let cases: [(Damage, &str); 4] = [
+    let cases: [(Damage, &str); 5] = [
+        (Vec::clear, "its table of characters is cut off"),
         (|bytes| bytes.truncate(40), "its table of characters is cut off"),
         (|bytes| bytes[..4].fill(0xff), "its table of characters is cut off"),
         (|bytes| bytes[4..8].fill(0xff), "its table of characters leads out of itself"),
