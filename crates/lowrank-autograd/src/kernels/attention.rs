@@ -10,10 +10,12 @@ use std::sync::{Mutex, PoisonError};
 use crate::{
     Dropout,
     elements::Elements,
-    kernels::{buffer, product::Pairs},
+    kernels::{Computed, buffer, product::Pairs},
     ops::{AttentionShape, Span},
 };
 
+#[cfg_attr(not(target_arch = "x86_64"), path = "attention/no_amx.rs")]
+mod amx;
 mod backward;
 mod forward;
 mod head;
@@ -68,6 +70,24 @@ impl SoftmaxRow {
     }
 }
 
+/// Keys and values, packed for all queries.
+enum Packed {
+    Tiles(amx::KeysAndValues),
+    Pairs(KeysAndValues),
+    /// They are read as they lie.
+    Not,
+}
+
+impl Packed {
+    fn of(of: &Operands<'_>, spans: &[Span]) -> Self {
+        match (amx::KeysAndValues::pack(of, spans), of.pairs) {
+            (Some(packed), _) => Self::Tiles(packed),
+            (_, Some(pairs)) => Self::Pairs(KeysAndValues::pack(of, spans, pairs)),
+            _ => Self::Not,
+        }
+    }
+}
+
 /// Attends: writes the rows that `spans` cover of `output` `[n, heads·value_dim]`, and returns the
 /// softmax of each query row and head, `[n, heads]`.
 pub(crate) fn forward<T: Put>(
@@ -77,7 +97,7 @@ pub(crate) fn forward<T: Put>(
 ) -> Vec<SoftmaxRow> {
     let (heads, width) = (of.shape.heads, of.shape.heads * of.shape.value_dim);
     let mut softmax = vec![SoftmaxRow::default(); output.len() / width * heads];
-    let packed = of.pairs.map(|pairs| KeysAndValues::pack(&of, spans, pairs));
+    let packed = Packed::of(&of, spans);
     let pieces = work::pieces(&of, spans);
     let (mut rows_left, mut softmax_left, mut at) = (output, &mut softmax[..], 0);
     let mut tasks = Vec::new();
@@ -97,8 +117,16 @@ pub(crate) fn forward<T: Put>(
                 let first = block.span.queries.start + block.rows.start - piece.rows.start;
                 for head in heads.clone() {
                     let head = Head { of, span: block.span, head };
-                    let packed = packed.as_ref().map(|p| p.head(block.index, head.kv_head()));
-                    head.forward(&block.rows, packed, scratch);
+                    match &packed {
+                        Packed::Tiles(packed) => {
+                            head.forward_in_tiles(&block.rows, packed, block.index, scratch);
+                        }
+                        Packed::Pairs(packed) => {
+                            let packed = packed.head(block.index, head.kv_head());
+                            head.forward(&block.rows, Some(packed), scratch);
+                        }
+                        Packed::Not => head.forward(&block.rows, None, scratch),
+                    }
                     let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
                     head.place(&block.rows, scratch, place.starting_at(first, of.shape));
                 }
@@ -135,9 +163,9 @@ pub(crate) struct Wanted {
 
 /// Gradients of the operands, in their shapes; empty where not wanted.
 pub(crate) struct Backward {
-    pub(crate) q: Vec<f32>,
-    pub(crate) k: Vec<f32>,
-    pub(crate) v: Vec<f32>,
+    pub(crate) q: Computed,
+    pub(crate) k: Computed,
+    pub(crate) v: Computed,
     pub(crate) bias: Vec<f32>,
 }
 
@@ -148,16 +176,18 @@ pub(crate) fn backward(
     saved: Saved<'_>,
     wanted: Wanted,
 ) -> Backward {
+    if let Some(found) = amx::backward(of, spans, saved, wanted) {
+        return found;
+    }
     let zeros = |wanted: bool, len: usize| buffer::zeros(if wanted { len } else { 0 });
     let bias = of.bias.filter(|_| wanted.bias).unwrap_or_default();
-    let mut result = Backward {
-        q: zeros(wanted.q, of.q.len()),
-        k: zeros(wanted.k, of.k.len()),
-        v: zeros(wanted.v, of.v.len()),
-        bias: zeros(true, bias.len()),
-    };
+    let mut q = zeros(wanted.q, of.q.len());
+    let mut k = zeros(wanted.k, of.k.len());
+    let mut v = zeros(wanted.v, of.v.len());
+    let mut sum_of_bias = zeros(true, bias.len());
     let stretches = work::stretches(&of, spans);
-    let places = work::places(&of, &stretches, [&mut result.q, &mut result.k, &mut result.v]);
+    let places = work::places(&of, &stretches, [&mut q, &mut k, &mut v]);
+    let places: Vec<_> = places.into_iter().map(Mutex::new).collect();
     let tasks: Vec<_> = stretches
         .iter()
         .zip(&places)
@@ -181,7 +211,8 @@ pub(crate) fn backward(
     drop(tasks);
     drop(places);
     for part in parts {
-        softmax::add(&mut result.bias, &part);
+        softmax::add(&mut sum_of_bias, &part);
     }
-    result
+    let [q, k, v] = [q, k, v].map(Computed::F32);
+    Backward { q, k, v, bias: sum_of_bias }
 }

@@ -17,6 +17,8 @@ mod across;
 mod amx;
 #[cfg(target_arch = "x86_64")]
 mod blocked;
+#[cfg(target_arch = "x86_64")]
+mod blocks;
 mod dots;
 mod element;
 mod engine;
@@ -42,6 +44,8 @@ mod tile;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use blocks::{Amx, Block, Blocks, SIDE, Turn};
 pub(crate) use element::Element;
 use engine::Engine;
 pub(crate) use pairs::{Begun, Pairs};

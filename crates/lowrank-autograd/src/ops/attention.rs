@@ -167,14 +167,15 @@ impl Tensors {
         let of = Operands { q: of[0], k: of[1], v: of[2], bias, shape, dropout, pairs };
         let saved = Saved { output: fo.elements(), rows, dy: fdy.elements() };
         let gradients = attention::backward(of, spans, saved, wanted);
-        let keep = |wanted: bool, g: Vec<f32>, like: &Tensor| {
-            wanted.then(|| tensor(g, like.dims())).transpose()
+        let keep = |wanted: bool, g: Computed, like: &Tensor| {
+            wanted.then(|| g.tensor(like.dims())).transpose()
         };
+        let dbias = Computed::F32(gradients.bias);
         Ok([
             keep(wanted.q, gradients.q, q)?,
             keep(wanted.k, gradients.k, k)?,
             keep(wanted.v, gradients.v, v)?,
-            self.bias.as_ref().map(|b| keep(wanted.bias, gradients.bias, b)).transpose()?.flatten(),
+            self.bias.as_ref().map(|b| keep(wanted.bias, dbias, b)).transpose()?.flatten(),
         ])
     }
 }

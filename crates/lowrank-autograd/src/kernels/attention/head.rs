@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use half::bf16;
+
 use super::{
     Operands,
     scratch::Buffer,
@@ -12,6 +14,7 @@ use crate::{
     Dropout,
     elements::Elements,
     kernels::{
+        elementwise::narrow,
         product::{self, View},
         simd::ask_for,
     },
@@ -98,6 +101,23 @@ impl<'a> HeadRows<'a> {
         });
     }
 
+    /// The rows from row `first` on.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "of tiles of AMX"))]
+    pub(super) fn starting_at(self, first: usize) -> Self {
+        let start = (first * self.stride).min(self.data.len());
+        Self { data: self.data.slice(start..self.data.len()), ..self }
+    }
+
+    /// Puts elements of a row, from `first` on, as bf16.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "of tiles of AMX"))]
+    pub(super) fn put<const N: usize>(self, row: usize, first: usize, to: &mut [bf16; N]) {
+        let start = row * self.stride + first;
+        match self.data.slice(start..start + N) {
+            Elements::Bf16(from) => *to = *from.first_chunk().unwrap_or(&[bf16::ZERO; N]),
+            from => narrow(to, &from.wide()),
+        }
+    }
+
     /// `Σ x·y` over the first `len` elements of row `i` of both.
     pub(super) fn dot(self, other: Self, i: usize, len: usize) -> f32 {
         let row = |of: Self| of.data.slice(i * of.stride..i * of.stride + len);
@@ -126,6 +146,11 @@ impl<'a> Head<'a> {
     pub(super) fn values(&self, key: usize) -> HeadRows<'a> {
         let (s, head) = (self.of.shape, self.kv_head());
         head_rows(self.of.v, self.span.keys.start + key, s.kv_heads, s.value_dim, head)
+    }
+
+    /// The keys that one query row sees.
+    pub(super) fn seen(&self, row: usize) -> Range<usize> {
+        row_visible(&self.of, self.span, row)
     }
 
     /// The keys that any of these query rows sees.
@@ -217,11 +242,14 @@ impl<'a> Head<'a> {
         }
     }
 
+    /// Whether each of these query rows sees all these keys.
+    pub(super) fn all_seen(&self, rows: &Range<usize>, keys: &Range<usize>) -> bool {
+        self.seen(rows.start).end >= keys.end && self.seen(rows.end - 1).start <= keys.start
+    }
+
     /// Sets what isn't seen to -∞: the tile's rows that see a key follow each other.
     fn hide(&self, tile: &Tile, scores: &mut [f32]) {
-        let first = row_visible(&self.of, self.span, tile.rows.start);
-        let last = row_visible(&self.of, self.span, tile.rows.end - 1);
-        if first.end >= tile.keys.end && last.start <= tile.keys.start {
+        if self.all_seen(&tile.rows, &tile.keys) {
             return;
         }
         let shape = self.of.shape;

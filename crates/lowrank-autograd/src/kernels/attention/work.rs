@@ -1,6 +1,6 @@
 //! How the work is cut into tasks: by its size alone, never by the number of threads.
 
-use std::{ops::Range, sync::Mutex};
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -13,6 +13,9 @@ use crate::ops::Span;
 
 /// Query rows of a block.
 pub(super) const ROWS: usize = 64;
+
+/// Query rows between two places at which a sequence may be cut in two.
+const STEP: usize = 32;
 
 /// Products of two numbers that a task should hold at least: some twenty microseconds.
 const TASK: usize = 1 << 20;
@@ -89,11 +92,26 @@ pub(super) struct Stretch<'a> {
     work: usize,
 }
 
+/// Whether no two sequences share keys, nor lie otherwise in these than in the queries.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "of tiles of AMX"))]
+pub(super) fn are_apart(spans: &[Span]) -> bool {
+    in_order(&by_queries(spans))
+}
+
+fn by_queries(spans: &[Span]) -> Vec<&Span> {
+    let mut spans: Vec<_> = spans.iter().filter(|s| !s.queries.is_empty()).collect();
+    spans.sort_by_key(|span| span.queries.start);
+    spans
+}
+
+fn in_order(spans: &[&Span]) -> bool {
+    spans.windows(2).all(|pair| pair[0].keys.end <= pair[1].keys.start)
+}
+
 /// Cuts spans into stretches, short ones put together; all are one where sequences share keys.
 pub(super) fn stretches<'a>(of: &Operands<'_>, spans: &'a [Span]) -> Vec<Stretch<'a>> {
-    let mut spans: Vec<&Span> = spans.iter().filter(|s| !s.queries.is_empty()).collect();
-    spans.sort_by_key(|span| span.queries.start);
-    let apart = spans.windows(2).all(|pair| pair[0].keys.end <= pair[1].keys.start);
+    let spans = by_queries(spans);
+    let apart = in_order(&spans);
     let mut stretches: Vec<Stretch<'a>> = Vec::new();
     for span in spans {
         let work = work(of, span_scores(of, span, 0..span.keys.len()));
@@ -137,6 +155,34 @@ pub(super) enum Part {
 }
 
 impl Part {
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "of tiles of AMX"))]
+    pub(super) fn is_half(self) -> bool {
+        self != Self::All
+    }
+
+    /// Which of a span's queries a task is for, where tasks share keys.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "of tiles of AMX"))]
+    pub(super) fn queries(self, of: &Operands<'_>, span: &Span) -> Range<usize> {
+        let len = span.queries.len();
+        let scores = |rows: Range<usize>| {
+            let seen = |row: usize| visible(of, span, &(row..row + 1)).len();
+            rows.map(seen).sum::<usize>()
+        };
+        let half = scores(0..len) / 2;
+        let cuts = (0..len).step_by(STEP).scan(0, |so_far, cut| {
+            let before = *so_far;
+            *so_far += scores(cut..(cut + STEP).min(len));
+            Some((cut, before))
+        });
+        let split =
+            cuts.min_by_key(|(_, before)| before.abs_diff(half)).map_or(len, |(cut, _)| cut);
+        match self {
+            Self::All => 0..len,
+            Self::First => 0..split,
+            Self::Second => split..len,
+        }
+    }
+
     pub(super) fn of(self, of: &Operands<'_>, span: &Span) -> Range<usize> {
         let len = span.keys.len();
         if self == Self::All {
@@ -168,8 +214,8 @@ impl Stretch<'_> {
 }
 
 /// Rows of a packed gradient, from row `first` on.
-pub(super) struct Sink<'a> {
-    data: &'a mut [f32],
+pub(super) struct Sink<'a, T = f32> {
+    data: &'a mut [T],
     first: usize,
 }
 
@@ -189,43 +235,56 @@ impl Sink<'_> {
     }
 }
 
-/// A stretch's rows of the gradients.
-pub(super) struct Gradients<'a> {
-    pub(super) q: Sink<'a>,
-    pub(super) k: Sink<'a>,
-    pub(super) v: Sink<'a>,
+impl<T> Sink<'_, T> {
+    /// These columns of some rows of the whole tensor, of `width` elements each: from the first of
+    /// them to the last, with what lies between.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "of tiles of AMX"))]
+    pub(super) fn rows(
+        &mut self,
+        rows: Range<usize>,
+        width: usize,
+        columns: Range<usize>,
+    ) -> &mut [T] {
+        let (first, last) = (rows.start - self.first, rows.end - 1 - self.first);
+        &mut self.data[first * width + columns.start..last * width + columns.end]
+    }
 }
 
-/// Each stretch's rows of the gradients: its tasks add to them one at a time.
-pub(super) fn places<'a>(
+/// A stretch's rows of the gradients.
+pub(super) struct Gradients<'a, T = f32> {
+    pub(super) q: Sink<'a, T>,
+    pub(super) k: Sink<'a, T>,
+    pub(super) v: Sink<'a, T>,
+}
+
+/// Each stretch's rows of the gradients.
+pub(super) fn places<'a, T>(
     of: &Operands<'_>,
     stretches: &[Stretch<'_>],
-    [q, k, v]: [&'a mut [f32]; 3],
-) -> Vec<Mutex<Gradients<'a>>> {
+    [q, k, v]: [&'a mut [T]; 3],
+) -> Vec<Gradients<'a, T>> {
     let s = of.shape;
     let mut q = Remaining { data: q, at: 0, width: s.heads * s.head_dim };
     let mut k = Remaining { data: k, at: 0, width: s.kv_heads * s.head_dim };
     let mut v = Remaining { data: v, at: 0, width: s.kv_heads * s.value_dim };
-    let place = |stretch: &Stretch<'_>| {
-        Mutex::new(Gradients {
-            q: q.cut(&stretch.queries),
-            k: k.cut(&stretch.keys),
-            v: v.cut(&stretch.keys),
-        })
+    let place = |stretch: &Stretch<'_>| Gradients {
+        q: q.cut(&stretch.queries),
+        k: k.cut(&stretch.keys),
+        v: v.cut(&stretch.keys),
     };
     stretches.iter().map(place).collect()
 }
 
 /// What is left of a packed tensor from row `at` on.
-struct Remaining<'a> {
-    data: &'a mut [f32],
+struct Remaining<'a, T> {
+    data: &'a mut [T],
     at: usize,
     width: usize,
 }
 
-impl<'a> Remaining<'a> {
+impl<'a, T> Remaining<'a, T> {
     /// Cuts rows off; a tensor that isn't wanted has none.
-    fn cut(&mut self, rows: &Range<usize>) -> Sink<'a> {
+    fn cut(&mut self, rows: &Range<usize>) -> Sink<'a, T> {
         let data = std::mem::take(&mut self.data);
         let skipped = ((rows.start - self.at) * self.width).min(data.len());
         let len = (rows.len() * self.width).min(data.len() - skipped);

@@ -35,6 +35,11 @@ impl Pairs {
         Engine::all().into_iter().filter_map(Self::of).collect()
     }
 
+    /// Whether they are tiles of AMX.
+    pub(super) fn are_tiles(self) -> bool {
+        self.0.engine == Engine::Amx
+    }
+
     /// Readies this thread; every [`Pairs::multiply`] stands inside.
     pub(crate) fn begin(&self) -> Begun {
         Begun(self.0.begin())
