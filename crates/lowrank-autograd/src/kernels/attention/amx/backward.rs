@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Query rows of a block.
-const ROWS: usize = 128;
+const ROWS: usize = 256;
 
 /// The backward pass over all sequences and heads, with gradients rounded to bf16; none where these
 /// operands go another way.

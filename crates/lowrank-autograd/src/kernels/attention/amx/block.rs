@@ -5,6 +5,7 @@ use std::{ops::Range, sync::Mutex};
 use half::bf16;
 
 use super::{
+    PANELS,
     backward::{Group, Packed, Place, Sums, locked, panels_of},
     copy_rows,
     softmax::{self, Factors, Known},
@@ -35,9 +36,9 @@ struct Rows {
     columns: Scratch,
 }
 
-/// What the products of a block leave: probabilities and the gradients of scores as right factors,
-/// panel by panel of keys, 32 rows after another; the latter as a left factor too, the other way
-/// round.
+/// What the scores of a block with up to [`PANELS`] panels of keys leave: probabilities and the
+/// gradients of scores as right factors, panel by panel, 32 rows after another; the latter as a left
+/// factor too, the other way round.
 struct Scores {
     p: Scratch,
     ds: Scratch,
@@ -91,56 +92,109 @@ impl<'a> QueryBlock<'a> {
         place: &Mutex<Place<'_>>,
         next: Option<&(Head<'_>, Range<usize>)>,
     ) {
-        let scores = self.scores(blocks, next);
-        if self.group.wanted.q {
-            self.put_queries(blocks, &scores.ds_left, place);
-        }
-        for panel in 0..self.packed.panels.len() {
-            let sees = |seen: &Range<usize>| seen.contains(&panel);
-            let Some(first) = self.seen.iter().position(sees) else { continue };
-            let last = self.seen.iter().rposition(sees).unwrap_or(first);
-            let n = self.seen.len();
-            for (sums, left, right) in [
-                (&mut sums.dk, &self.queries.columns, &scores.ds),
-                (&mut sums.dv, &self.dy.columns, &scores.p),
-            ] {
-                let right = &right.turns()[panel * n..][first..=last];
-                let (sums, begun) = sums.begin(self.packed.panels.start + panel);
-                for (sum, left) in sums.iter_mut().zip(left.turns().chunks_exact(n)) {
-                    blocks.multiply(sum, begun, &left[first..=last], right);
-                }
+        let (n, columns) = (self.seen.len(), self.head.of.shape.head_dim / SIDE);
+        let [p, ds, ds_left] = [(); 3].map(|()| Scratch::of_turns(n * PANELS));
+        let mut scores = Scores { p, ds, ds_left };
+        let mut dq = Scratch::of_blocks(if self.group.wanted.q { n * columns } else { 0 });
+        let mut begun = vec![false; n];
+        let mut next = next.cloned();
+        for first in (0..self.packed.panels.len()).step_by(PANELS) {
+            let seen: Vec<_> = self.seen.iter().map(|seen| within(seen, first)).collect();
+            if seen.iter().all(Range::is_empty) {
+                continue;
             }
+            self.differentiate(blocks, first, &seen, &mut scores, next.take());
+            self.add_queries(blocks, first, &seen, &scores.ds_left, &mut begun, dq.blocks_mut());
+            self.add_keys_and_values(blocks, first, &seen, &scores, sums);
+        }
+        if self.group.wanted.q {
+            self.put_queries(&begun, dq.blocks(), place);
         }
     }
 
-    fn scores(&self, blocks: &mut Blocks, next: Option<&(Head<'_>, Range<usize>)>) -> Scores {
-        let (n, panels) = (self.seen.len(), self.packed.panels.len());
-        let shape = self.head.of.shape;
+    /// Fills `scores` for the panels from `first` on, of which rows see `seen`.
+    fn differentiate(
+        &self,
+        blocks: &mut Blocks,
+        first: usize,
+        seen: &[Range<usize>],
+        scores: &mut Scores,
+        next: Option<(Head<'_>, Range<usize>)>,
+    ) {
+        let (n, shape) = (seen.len(), self.head.of.shape);
         let [of_keys, of_values] = [shape.head_dim / SIDE, shape.value_dim / SIDE];
-        let [mut p, mut ds, mut ds_left] = [(); 3].map(|()| Scratch::of_turns(n * panels));
-        let (mut scores, mut dp) = (Block::ZERO, Block::ZERO);
-        for (i, (seen, known)) in self.seen.iter().zip(&self.known).enumerate() {
-            if let Some((head, rows)) = next {
+        let (mut products, mut dp) = (Block::ZERO, Block::ZERO);
+        for (i, (seen, known)) in seen.iter().zip(&self.known).enumerate() {
+            if let Some((head, rows)) = &next {
                 self.group.ask_for(head, (rows.start + i * SIDE).min(rows.end)..rows.end);
             }
             let queries = &self.queries.rows.turns()[i * of_keys..][..of_keys];
             let dy = &self.dy.rows.turns()[i * of_values..][..of_values];
             for panel in seen.clone() {
-                let keys = &self.packed.columns.turns()[panel * of_keys..][..of_keys];
-                blocks.multiply(&mut scores, false, queries, keys);
-                let values = &self.packed.values.turns()[panel * of_values..][..of_values];
-                blocks.multiply(&mut dp, false, dy, values);
+                let keys = &self.packed.columns.turns()[(first + panel) * of_keys..][..of_keys];
+                blocks.multiply(&mut products, false, queries, keys);
+                let values = &self.packed.values.turns()[(first + panel) * of_values..];
+                blocks.multiply(&mut dp, false, dy, &values[..of_values]);
                 let to = Factors {
-                    p: &mut p.turns_mut()[panel * n + i],
-                    ds: &mut ds.turns_mut()[panel * n + i],
-                    ds_left: &mut ds_left.turns_mut()[i * panels + panel],
+                    p: &mut scores.p.turns_mut()[panel * n + i],
+                    ds: &mut scores.ds.turns_mut()[panel * n + i],
+                    ds_left: &mut scores.ds_left.turns_mut()[i * PANELS + panel],
                 };
-                let seen = self.seen_in(i, self.packed.panels.start + panel);
-                let of = [&scores, &dp];
+                let seen = self.seen_in(i, self.packed.panels.start + first + panel);
+                let of = [&products, &dp];
                 softmax::differentiate(self.group.amx, shape.scale, of, known, &seen, to);
             }
         }
-        Scores { p, ds, ds_left }
+    }
+
+    /// Adds to the queries' gradient before its scale: 32 rows after another, by 32 columns.
+    fn add_queries(
+        &self,
+        blocks: &mut Blocks,
+        first: usize,
+        seen: &[Range<usize>],
+        ds_left: &Scratch,
+        begun: &mut [bool],
+        to: &mut [Block],
+    ) {
+        let panels = self.packed.panels.len();
+        let of_rows = to.chunks_exact_mut((to.len() / seen.len()).max(1));
+        for (i, (seen, to)) in seen.iter().zip(of_rows).enumerate() {
+            if seen.is_empty() {
+                continue;
+            }
+            let ds = &ds_left.turns()[i * PANELS..][seen.clone()];
+            let add = std::mem::replace(&mut begun[i], true);
+            for (to, keys) in to.iter_mut().zip(self.packed.rows.turns().chunks_exact(panels)) {
+                blocks.multiply(to, add, ds, &keys[first..][seen.clone()]);
+            }
+        }
+    }
+
+    fn add_keys_and_values(
+        &self,
+        blocks: &mut Blocks,
+        first: usize,
+        seen: &[Range<usize>],
+        scores: &Scores,
+        sums: &mut Sums,
+    ) {
+        let n = seen.len();
+        for panel in 0..PANELS {
+            let sees = |seen: &Range<usize>| seen.contains(&panel);
+            let Some(from) = seen.iter().position(sees) else { continue };
+            let to = seen.iter().rposition(sees).unwrap_or(from);
+            for (sums, left, right) in [
+                (&mut sums.dk, &self.queries.columns, &scores.ds),
+                (&mut sums.dv, &self.dy.columns, &scores.p),
+            ] {
+                let right = &right.turns()[panel * n..][from..=to];
+                let (sums, begun) = sums.begin(self.packed.panels.start + first + panel);
+                for (sum, left) in sums.iter_mut().zip(left.turns().chunks_exact(n)) {
+                    blocks.multiply(sum, begun, &left[from..=to], right);
+                }
+            }
+        }
     }
 
     /// Which keys of a panel of the span each of the 32 rows of this number sees, a bit each.
@@ -157,27 +211,26 @@ impl<'a> QueryBlock<'a> {
         })
     }
 
-    fn put_queries(&self, blocks: &mut Blocks, ds_left: &Scratch, place: &Mutex<Place<'_>>) {
-        let (shape, panels) = (self.head.of.shape, self.packed.panels.len());
-        let columns = shape.head_dim / SIDE;
+    fn put_queries(&self, begun: &[bool], blocks: &[Block], place: &Mutex<Place<'_>>) {
+        let shape = self.head.of.shape;
         let width = shape.heads * shape.head_dim;
-        let mut dq = Scratch::of_blocks(columns);
-        for (i, seen) in self.seen.iter().enumerate().filter(|(_, seen)| !seen.is_empty()) {
-            let ds = &ds_left.turns()[i * panels..][seen.clone()];
-            for (column, dq) in dq.blocks_mut().iter_mut().enumerate() {
-                let keys = &self.packed.rows.turns()[column * panels..][seen.clone()];
-                blocks.multiply(dq, false, ds, keys);
-            }
+        let mut place = locked(place);
+        for (i, blocks) in blocks.chunks_exact(shape.head_dim / SIDE).enumerate() {
             let first = self.head.span.queries.start + self.rows.start + i * SIDE;
             let rows = first..first + SIDE.min(self.rows.len() - i * SIDE);
-            let mut place = locked(place);
-            for (column, dq) in dq.blocks().iter().enumerate() {
+            for (column, block) in blocks.iter().enumerate().filter(|_| begun[i]) {
                 let start = self.head.head * shape.head_dim + column * SIDE;
                 let to = place.to.q.rows(rows.clone(), width, start..start + SIDE);
-                softmax::put_rows(self.group.amx, dq, &[shape.scale; SIDE], to, width);
+                softmax::put_rows(self.group.amx, block, &[shape.scale; SIDE], to, width);
             }
         }
     }
+}
+
+/// The panels of a range among the [`PANELS`] from `first` on, counted from there.
+fn within(panels: &Range<usize>, first: usize) -> Range<usize> {
+    let at = |panel: usize| panel.saturating_sub(first).min(PANELS);
+    at(panels.start)..at(panels.end)
 }
 
 impl Group<'_> {
