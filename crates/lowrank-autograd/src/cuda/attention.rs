@@ -27,8 +27,6 @@ const BF16: &[DType] = &[DType::BF16];
 const THREADS: usize = 128;
 /// Rows of a block whose warps have a tile of 16 each.
 const BLOCK: usize = THREADS / 32 * 16;
-/// Keys of a tile that a block of queries goes over.
-const KEYS: usize = 64;
 /// Queries of a tile that a block of keys goes over.
 const QUERIES: usize = 32;
 /// Most sequences of one launch: all that a kernel is handed may take 4 KB.
@@ -62,6 +60,12 @@ impl Version {
         BLOCK * self.tiles()
     }
 
+    /// Keys of a tile that a block of queries goes over: of 64 keys of the widest heads two tiles need
+    /// more shared memory than smaller GPUs have, 99 KB.
+    fn keys(self) -> usize {
+        if self.head_dim <= 64 { 64 } else { 32 }
+    }
+
     /// Into how many parts the query heads that share a key head are divided in the backward pass: as
     /// few as keep a GPU busy.
     fn parts(self, shape: &AttentionShape, spans: &[Span]) -> usize {
@@ -90,7 +94,7 @@ impl Version {
             ("FORWARD_TILES", self.tiles()),
             ("QUERY_TILES", self.tiles()),
             ("KEY_TILES", self.tiles()),
-            ("KEYS", KEYS),
+            ("KEYS", self.keys()),
             ("QUERIES", QUERIES),
         ];
         let options = constants.map(|(name, value)| format!("-D{name}={value}")).into();
@@ -334,7 +338,7 @@ pub(crate) fn attention(
     let lse = empty(kernels.gpu, DType::F32, &[shape.heads, n])?;
     let call = Call::of(operands, shape)?;
     let call = Call { y: address(&y, BF16)?, lse: address(&lse, F32)?, ..call };
-    let shared = kernels.version.shared(kernels.version.rows() + 4 * KEYS);
+    let shared = kernels.version.shared(kernels.version.rows() + 4 * kernels.version.keys());
     let (name, rows, each) = ("attention_forward", Rows::Queries, shape.heads);
     // SAFETY: shapes and sequences were checked by the operation.
     unsafe { kernels.run_over(name, call, spans, rows, each, shared) }?;
@@ -372,7 +376,7 @@ pub(crate) fn attention_backward(
         ..Call::of(operands, shape)?
     };
     let call = kernels.with_delta(call, narrowed.as_ref())?;
-    let shared = kernels.version.shared(2 * kernels.version.rows() + 4 * KEYS);
+    let shared = kernels.version.shared(2 * kernels.version.rows() + 4 * kernels.version.keys());
     let (name, rows, each) = ("attention_backward_queries", Rows::Queries, shape.heads);
     // SAFETY: shapes and sequences were checked by the operation; `dy` has the shape of `y`.
     unsafe { kernels.run_over(name, call, spans, rows, each, shared) }?;
