@@ -1,6 +1,6 @@
 //! Kernels of our own for NVIDIA GPUs, where candle would compose an operation of many; what they
-//! compute is in cuda/kernels.cu. It is compiled when the first of them runs, for the GPU that is
-//! there.
+//! compute is in cuda/kernels.cu and cuda/attention. A [`Module`] of them is compiled when the
+//! first of its kernels runs.
 //!
 //! All work goes to one stream, in the order in which it is asked for: memory that a tensor gives
 //! back is used again only by what comes later, and nothing has to wait for anything.
@@ -9,16 +9,19 @@
 
 use std::{
     ffi::c_void,
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use candle_core::{
     CudaDevice, CudaStorage, DType, Device, Storage, Tensor,
     cuda_backend::{
         CudaStorageSlice, DeviceId,
-        cudarc::driver::{
-            CudaFunction, CudaSlice, DevicePtr, LaunchConfig, PushKernelArg, result,
-            sys::{CUmemPool_attribute, CUmemoryPool},
+        cudarc::{
+            driver::{
+                CudaFunction, CudaSlice, DevicePtr, LaunchConfig, PushKernelArg, result,
+                sys::{CUmemPool_attribute, CUmemoryPool},
+            },
+            nvrtc::{self, CompileOptions},
         },
     },
     op::BackpropOp,
@@ -27,18 +30,20 @@ use half::bf16;
 
 use crate::Result;
 
+mod attention;
 mod elementwise;
 mod plans;
 mod product;
 mod rows;
 
+pub(crate) use attention::{attention, attention_backward, takes_in_tiles};
 pub(crate) use elementwise::{
     added, by_head, by_row, dropout, gated, gated_backward, rotary, square_sum, update,
 };
 pub(crate) use product::{add_product, matmul};
 pub(crate) use rows::{cross_entropy, normalize, normalize_backward, softmax, softmax_backward};
 
-/// Threads of a block.
+/// Threads of a block of [`launch`].
 const THREADS: u32 = 256;
 
 /// Opens the GPU of this number: with one stream for all threads, without events, which keep several
@@ -210,29 +215,66 @@ fn empty(gpu: &CudaDevice, dtype: DType, shape: &[usize]) -> Result<Tensor> {
     Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
 }
 
-/// The kernels, compiled for any GPU; the driver makes them the GPU's own.
-fn code() -> Result<&'static str> {
-    static CODE: OnceLock<std::result::Result<String, String>> = OnceLock::new();
-    let compile = || {
-        use candle_core::cuda_backend::cudarc::nvrtc;
-        let compiled = nvrtc::compile_ptx(include_str!("cuda/kernels.cu"));
-        compiled.map(|code| code.to_src()).map_err(|error| error.to_string())
-    };
-    let code = CODE.get_or_init(compile).as_deref();
-    code.map_err(|what| candle_core::Error::msg(format!("cuda/kernels.cu: {what}")).into())
+/// Kernels that are compiled together.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Module {
+    /// Those that any operand suits.
+    Any,
+    /// Those of attention in tiles.
+    Attention(attention::Version),
+}
+
+impl Module {
+    /// What it is called where several are.
+    fn name(self) -> String {
+        match self {
+            Self::Any => "lowrank".to_owned(),
+            Self::Attention(version) => version.name(),
+        }
+    }
+
+    /// Its kernels, compiled for any GPU; the driver makes them the GPU's own.
+    fn code(self) -> Result<Arc<str>> {
+        static KNOWN: Mutex<Vec<(Module, Arc<str>)>> = Mutex::new(Vec::new());
+        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, code)) = known.iter().find(|(module, _)| *module == self) {
+            return Ok(Arc::clone(code));
+        }
+        let (source, options) = match self {
+            Self::Any => (include_str!("cuda/kernels.cu"), CompileOptions::default()),
+            Self::Attention(version) => (attention::SOURCE, version.options()),
+        };
+        let compiled = nvrtc::compile_ptx_with_opts(source, options);
+        let failed = |error| candle_core::Error::msg(format!("{}: {error}", self.name()));
+        let code = Arc::from(compiled.map_err(failed)?.to_src());
+        known.push((self, Arc::clone(&code)));
+        Ok(code)
+    }
 }
 
 /// A kernel on a GPU. The driver is asked once: it looks for a name among all of them.
-fn function(gpu: &CudaDevice, name: &'static str) -> Result<CudaFunction> {
-    static KNOWN: Mutex<Vec<(DeviceId, &str, CudaFunction)>> = Mutex::new(Vec::new());
+fn function(gpu: &CudaDevice, module: Module, name: &'static str) -> Result<CudaFunction> {
+    type Known = (DeviceId, Module, &'static str, CudaFunction);
+    static KNOWN: Mutex<Vec<Known>> = Mutex::new(Vec::new());
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    let found = known.iter().find(|(id, known, _)| (*id, *known) == (gpu.id(), name));
-    if let Some((_, _, function)) = found {
+    let wanted = (gpu.id(), module, name);
+    let found = known.iter().find(|(id, module, name, _)| (*id, *module, *name) == wanted);
+    if let Some((.., function)) = found {
         return Ok(function.clone());
     }
-    let function = gpu.get_or_load_custom_func(name, "lowrank", code()?)?.into_cuda_function();
-    known.push((gpu.id(), name, function.clone()));
+    let function = gpu.get_or_load_custom_func(name, &module.name(), &module.code()?)?;
+    let function = function.into_cuda_function();
+    known.push((gpu.id(), module, name, function.clone()));
     Ok(function)
+}
+
+/// `blocks` blocks in a row of as many threads and bytes of shared memory.
+fn grid(name: &str, blocks: usize, threads: u32, shared: u32) -> Result<LaunchConfig> {
+    let Ok(blocks) = u32::try_from(blocks) else {
+        return refused(format_args!("{name}: {blocks} blocks are more than a GPU runs at a time"));
+    };
+    let (grid_dim, block_dim) = ((blocks, 1, 1), (threads, 1, 1));
+    Ok(LaunchConfig { grid_dim, block_dim, shared_mem_bytes: shared })
 }
 
 /// Runs a kernel in `blocks` blocks of `THREADS` threads.
@@ -249,10 +291,8 @@ unsafe fn launch(
     if blocks == 0 {
         return Ok(());
     }
-    let Ok(blocks) = u32::try_from(blocks) else {
-        return refused(format_args!("{name}: {blocks} blocks are more than a GPU runs at a time"));
-    };
-    let function = function(gpu, name)?;
+    let config = grid(name, blocks, THREADS, 0)?;
+    let function = function(gpu, Module::Any, name)?;
     let stream = gpu.cuda_stream();
     let mut launch = stream.launch_builder(&function);
     for argument in arguments {
@@ -264,8 +304,6 @@ unsafe fn launch(
             Argument::Unsigned(v) => launch.arg(v),
         };
     }
-    let (grid_dim, block_dim) = ((blocks, 1, 1), (THREADS, 1, 1));
-    let config = LaunchConfig { grid_dim, block_dim, shared_mem_bytes: 0 };
     // SAFETY: the caller's promise.
     unsafe { launch.launch(config) }.map_err(candle_core::Error::wrap)?;
     Ok(())

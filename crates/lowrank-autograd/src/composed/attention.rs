@@ -1,5 +1,6 @@
 //! Attention, one sequence after the other, some queries at a time with all their scores; these are
-//! made again in the backward pass, so that no more than one block's are there at a time.
+//! made again in the backward pass, so that no more than one block's are there at a time. On a GPU,
+//! where operands suit it, kernels attend in tiles instead.
 
 use std::{ops::Range, sync::Arc};
 
@@ -50,6 +51,10 @@ pub(crate) fn attention(
     let tensors = [q?, k?, v?];
     let bias_data = bias.map(|bias| data(device, bias)).transpose()?;
     let setting = Setting { shape, bias: bias_data.as_ref(), dropout: dropout.as_ref() };
+    #[cfg(feature = "cuda")]
+    if setting.in_tiles(&tensors, spans) {
+        return in_tiles(operands, tensors, shape, spans);
+    }
     let mut parts = Vec::with_capacity(spans.len());
     for span in spans.iter().filter(|span| !span.queries.is_empty()) {
         parts.push((span.queries.clone(), setting.forward(&of_span(&tensors, span)?, span)?));
@@ -64,6 +69,26 @@ pub(crate) fn attention(
             let (bias, dropout) = (bias_data.as_ref(), dropout.as_ref());
             let setting = Setting { shape: &shape, bias, dropout };
             setting.gradients(&tensors, &dy.contiguous()?, &spans)
+        }
+    }))
+}
+
+/// [`attention`] by kernels that never write scores to memory. Saved: the operands, the result and a
+/// number for each row and head.
+#[cfg(feature = "cuda")]
+fn in_tiles(
+    operands: [&Value; 3],
+    tensors: [Tensor; 3],
+    shape: &AttentionShape,
+    spans: &Arc<[Span]>,
+) -> Result<Value> {
+    let (y, lse) = crate::cuda::attention(&tensors, shape, spans)?;
+    Ok(Value::record("attention", y.clone(), operands, |_| {
+        let (shape, spans) = (shape.clone(), Arc::clone(spans));
+        move |dy: Tensor| {
+            let (saved, dy) = ([&y, &lse], dy.contiguous()?);
+            let found = crate::cuda::attention_backward(&tensors, saved, &dy, &shape, &spans)?;
+            Ok(found.map(Some))
         }
     }))
 }
@@ -153,6 +178,13 @@ impl Block {
 }
 
 impl Setting<'_> {
+    /// Whether kernels attend in tiles, so that no scores are ever there.
+    #[cfg(feature = "cuda")]
+    fn in_tiles(&self, operands: &[Tensor; 3], spans: &[Span]) -> bool {
+        let alone = self.bias.is_none() && self.dropout.is_none();
+        alone && crate::cuda::takes_in_tiles(operands, self.shape, spans)
+    }
+
     /// Query heads that share a key head lie next to each other: as rows of one matrix they need no
     /// copies of the keys.
     fn grouped(&self, x: &Tensor) -> Result<Tensor> {

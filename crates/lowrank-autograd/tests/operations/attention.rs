@@ -150,6 +150,76 @@ proptest! {
     }
 }
 
+/// A layer whose operands kernels of a GPU take in tiles when they are bf16: heads of a multiple of 16
+/// up to 128, neither bias nor dropout.
+fn in_tiles() -> impl Strategy<Value = Case> {
+    let width = prop::sample::select(vec![16, 64, 80, 96, 128]);
+    let far = prop::option::of(prop_oneof![1..9usize, 60..150usize]);
+    (case(), width, far).prop_map(|(mut case, width, window)| {
+        let shape = &mut case.shape;
+        (shape.head_dim, shape.value_dim, shape.window) = (width, width, window);
+        shape.scale = 1.0 / (width as f32).sqrt();
+        (case.bias, case.dropout) = (false, false);
+        case
+    })
+}
+
+/// Causal attention of six query heads to two key heads.
+fn tiled(width: usize, spans: Vec<Span>) -> Case {
+    let (heads, kv_heads, head_dim, value_dim) = (6, 2, width, width);
+    let (scale, causal) = (1.0 / (width as f32).sqrt(), true);
+    let (window, softcap) = (None, None);
+    let shape =
+        AttentionShape { heads, kv_heads, head_dim, value_dim, scale, causal, window, softcap };
+    Case { shape, spans, bias: false, dropout: false, seed: 13 }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn in_tiles_equals_its_plain_version(case in in_tiles()) {
+        case.check_bf16(true);
+    }
+}
+
+#[test] // several tiles of queries and keys, and rests
+fn in_tiles_over_long_sequences() {
+    tiled(64, Span::packed(&[331])).check_bf16(true);
+    let mut case = tiled(80, vec![Span { queries: 0..150, keys: 3..204, offset: 50 }]);
+    (case.shape.window, case.shape.softcap) = (Some(70), Some(2.0));
+    case.check_bf16(true);
+}
+
+#[test] // more than one launch takes
+fn in_tiles_over_many_sequences() {
+    tiled(16, Span::packed(&[3; 70])).check_bf16(true);
+}
+
+#[test] // keys that come too late for every query, and queries for every key
+fn in_tiles_where_none_is_seen() {
+    let mut case = tiled(16, vec![Span { queries: 0..90, keys: 0..30, offset: 0 }]);
+    case.shape.window = Some(20);
+    case.check_bf16(true);
+    tiled(16, vec![Span { queries: 0..30, keys: 0..200, offset: 0 }]).check_bf16(true);
+}
+
+#[test]
+fn in_tiles_rows_of_no_sequence_are_zeros() {
+    let case = tiled(16, Span::packed(&[20]));
+    let spans: Arc<[Span]> = Arc::new([Span { queries: 5..25, keys: 2..22, offset: 0 }]);
+    let inputs = normal(case.seed, &[&[29, 96], &[23, 32], &[23, 32]]);
+    let allowed = Allowed { of_bf16: &[0, 1, 2], least: 16.0, ..Allowed::default() };
+    Narrow { error: 4.0 * BF16, allowed, ..Narrow::all(&inputs) }.check(
+        |v| attend(v, &case.shape, &spans, None),
+        |t| {
+            let rows = |t: &Tensor, first| t.narrow(0, first, 20);
+            let inner = [rows(&t[0], 5)?, rows(&t[1], 2)?, rows(&t[2], 2)?];
+            Ok(plain(&inner, &case.shape, &case.spans, None)?.pad_with_zeros(0, 5, 4)?)
+        },
+    );
+}
+
 #[test] // a prompt that several answers share
 fn sequences_may_share_keys() {
     let shape = AttentionShape {
