@@ -16,6 +16,7 @@ pub(crate) mod attention;
 pub(crate) mod buffer;
 pub(crate) mod cross_entropy;
 pub(crate) mod disentangled;
+mod each;
 pub(crate) mod elementwise;
 pub(crate) mod norm;
 pub(crate) mod product;

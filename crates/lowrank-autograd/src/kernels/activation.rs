@@ -1,9 +1,12 @@
 //! Activation functions and their derivatives, without branches, so that loops over them are
 //! vectorized.
 
+use std::marker::PhantomData;
+
 use super::{
     Computed,
     buffer::{PIECE, computed, computed_pair, piece_rows},
+    each::{Each, each},
     elementwise::{with_pieces, with_pieces_of},
     simd::{exp, sigmoid, tanh, vectorized},
 };
@@ -94,8 +97,31 @@ vectorized! {
     }
 }
 
+/// [`gate`] of one element.
+struct Gate<C>(PhantomData<C>);
+
+impl<C: Curve> Each<2, 1> for Gate<C> {
+    #[inline(always)]
+    fn of([g, u]: [f32; 2]) -> [f32; 1] {
+        [C::of(g) * u]
+    }
+}
+
+/// [`gate_gradients`] of one element.
+struct GateGradients<C>(PhantomData<C>);
+
+impl<C: Curve> Each<3, 2> for GateGradients<C> {
+    #[inline(always)]
+    fn of([g, u, dy]: [f32; 3]) -> [f32; 2] {
+        [dy * u * C::slope(g), C::of(g) * dy]
+    }
+}
+
 /// `f(g)·u`. It is the gradient with respect to `u` as well, if `u` is that of the result.
 pub(crate) fn gated(f: Activation, g: Elements<'_>, u: Elements<'_>, narrow: bool) -> Computed {
+    if narrow && let Some([y]) = with_curve!(f, C => each::<Gate<C>, 2, 1>([g, u])) {
+        return Computed::Bf16(y);
+    }
     with_curve!(f, C => computed(narrow, g.len(), PIECE, |i, y| {
         with_pieces([g, u], i..i + y.len(), |[g, u]| gate(y, g, u, C {}));
     }))
@@ -164,6 +190,9 @@ pub(crate) fn gated_gradients(
     [g, u, dy]: [Elements<'_>; 3],
     narrow: bool,
 ) -> [Computed; 2] {
+    if narrow && let Some(found) = with_curve!(f, C => each::<GateGradients<C>, 3, 2>([g, u, dy])) {
+        return found.map(Computed::Bf16);
+    }
     with_curve!(f, C => computed_pair(narrow, g.len(), PIECE / 2, |i, dg, du| {
         with_pieces([g, u, dy], i..i + dg.len(), |[g, u, dy]| {
             gate_gradients(dg, du, g, u, dy, C {});

@@ -1,0 +1,144 @@
+//! Functions of an element of each of some operands, all of bf16, in one pass: in f32 they are only
+//! in registers. (Kernels of f32 read and write buffers that pieces are widened to and rounded from,
+//! which takes as long as the arithmetic does.)
+
+use half::bf16;
+
+use crate::elements::Elements;
+
+/// A function of `N` numbers with `M` results, as a type: a loop over it is compiled for it alone.
+pub(crate) trait Each<const N: usize, const M: usize> {
+    /// What it calls has to be `#[inline(always)]`, as it has to be itself.
+    fn of(x: [f32; N]) -> [f32; M];
+}
+
+/// The results for every element of operands of one length, rounded; none if they aren't of bf16 or
+/// the machine has no instructions to round them with.
+pub(crate) fn each<F: Each<N, M>, const N: usize, const M: usize>(
+    operands: [Elements<'_>; N],
+) -> Option<[Vec<bf16>; M]> {
+    let mut from: [&[bf16]; N] = [&[]; N];
+    for (from, operand) in from.iter_mut().zip(operands) {
+        let Elements::Bf16(elements) = operand else { return None };
+        *from = elements;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if vectors::exist() {
+        return Some(vectors::each::<F, N, M>(from));
+    }
+    None
+}
+
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "vector instructions, which read and write through pointers")]
+mod vectors {
+    use std::arch::x86_64::*;
+
+    use half::bf16;
+    use rayon::prelude::*;
+
+    use super::Each;
+    use crate::kernels::{
+        buffer::PIECE,
+        simd::{Level, level},
+    };
+
+    /// Elements of a vector of f32.
+    const LANES: usize = 16;
+    /// Elements that are rounded at a time.
+    const STEP: usize = 2 * LANES;
+
+    pub(super) fn exist() -> bool {
+        level() == Level::Avx512 && is_x86_feature_detected!("avx512bf16")
+    }
+
+    /// Where results go; tasks write disjoint parts.
+    #[derive(Clone, Copy)]
+    struct Places<const M: usize>([*mut bf16; M]);
+
+    // SAFETY: memory that tasks write apart.
+    unsafe impl<const M: usize> Sync for Places<M> {}
+
+    impl<const M: usize> Places<M> {
+        fn from(&self, start: usize) -> [*mut bf16; M] {
+            self.0.map(|place| place.wrapping_add(start))
+        }
+    }
+
+    pub(super) fn each<F: Each<N, M>, const N: usize, const M: usize>(
+        from: [&[bf16]; N],
+    ) -> [Vec<bf16>; M] {
+        let len = from.iter().map(|from| from.len()).min().unwrap_or_default();
+        let mut results: [Vec<bf16>; M] = std::array::from_fn(|_| Vec::with_capacity(len));
+        let places = Places(results.each_mut().map(|result| result.as_mut_ptr()));
+        (0..len.div_ceil(PIECE)).into_par_iter().with_max_len(1).for_each(|piece| {
+            let start = piece * PIECE;
+            let end = (start + PIECE).min(len);
+            let parts = from.map(|from| &from[start..end]);
+            // SAFETY: the results have room from `start` to `end`, and the caller has the
+            // instructions.
+            unsafe { run::<F, N, M>(parts, end - start, places.from(start)) };
+        });
+        // SAFETY: all pieces have been written.
+        results.each_mut().iter_mut().for_each(|result| unsafe { result.set_len(len) });
+        results
+    }
+
+    /// # Safety
+    /// The operands have `len` elements, and the results room for as many.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+    unsafe fn run<F: Each<N, M>, const N: usize, const M: usize>(
+        from: [&[bf16]; N],
+        len: usize,
+        to: [*mut bf16; M],
+    ) {
+        let whole = len / STEP * STEP;
+        for at in (0..whole).step_by(STEP) {
+            let mut halves = [[_mm512_setzero_ps(); M]; 2];
+            for (half, found) in halves.iter_mut().enumerate() {
+                // SAFETY: there are 32 elements from `at` on.
+                let x = from.map(|from| unsafe { widened(from.as_ptr().add(at + half * LANES)) });
+                let mut y = [[0.0; LANES]; M];
+                for lane in 0..LANES {
+                    let of = F::of(std::array::from_fn(|n| x[n][lane]));
+                    for m in 0..M {
+                        y[m][lane] = of[m];
+                    }
+                }
+                // SAFETY: as many bits.
+                *found = y.map(|y| unsafe { std::mem::transmute::<[f32; LANES], __m512>(y) });
+            }
+            for m in 0..M {
+                let rounded = _mm512_cvtne2ps_pbh(halves[1][m], halves[0][m]);
+                // SAFETY: there is room for 32 elements from `at` on.
+                unsafe { to[m].add(at).cast::<__m512bh>().write_unaligned(rounded) };
+            }
+        }
+        if whole < len {
+            let (mut last, mut found) = ([[bf16::ZERO; STEP]; N], [[bf16::ZERO; STEP]; M]);
+            for (last, from) in last.iter_mut().zip(from) {
+                last[..len - whole].copy_from_slice(&from[whole..len]);
+            }
+            // SAFETY: these are whole steps; of the results there is room for what is left.
+            unsafe {
+                let places = found.each_mut().map(|found| found.as_mut_ptr());
+                run::<F, N, M>(last.each_ref().map(|last| &last[..]), STEP, places);
+                for (to, found) in to.into_iter().zip(&found) {
+                    to.add(whole).copy_from_nonoverlapping(found.as_ptr(), len - whole);
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// There are 16 elements.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn widened(from: *const bf16) -> [f32; LANES] {
+        // SAFETY: the caller's promise; as many bits.
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(from.cast::<__m256i>().read_unaligned());
+            std::mem::transmute::<__m512i, [f32; LANES]>(_mm512_slli_epi32::<16>(bits))
+        }
+    }
+}
