@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::tile::transpose_rows;
-use crate::kernels::simd::{Level, level};
+use crate::kernels::simd::{Level, level, prefetch_early};
 
 /// Lanes of a vector.
 const LANES: usize = 16;
@@ -67,6 +67,9 @@ pub(super) fn copy_lines<'a, const HEIGHT: usize>(
     }
 }
 
+/// So many elements further on, lines that are transposed are asked for.
+const AHEAD: usize = 2 * 2 * LANES;
+
 /// Packs the pairs of 32 lines of bf16, step after step; zeros after a line's end. All lines are
 /// read side by side, since memory then has many of their reads under way.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
@@ -76,6 +79,7 @@ pub(super) fn transpose_lines<'a>(line: impl Fn(usize) -> &'a [bf16], to: &mut [
     let shortest = lines.iter().map(|line| line.len()).min().unwrap_or_default();
     for (part, to) in to.chunks_exact_mut(2 * LANES * LANES).enumerate() {
         let first = part * 2 * LANES;
+        lines.iter().for_each(|line| prefetch_early(line, first + AHEAD));
         for (half, lines) in lines.as_chunks::<LANES>().0.iter().enumerate() {
             let mut rows = [_mm512_setzero_si512(); LANES];
             if first + 2 * LANES <= shortest {
