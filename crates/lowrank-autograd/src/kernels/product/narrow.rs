@@ -259,18 +259,13 @@ fn split([mut low, mut high]: [__m512; 2]) -> [__m512i; 3] {
     parts
 }
 
-/// The bits of the parts of [`split`] of each of up to 32 numbers.
+/// The bits of the parts of [`split`] of up to 32 numbers.
 #[target_feature(enable = "avx512f,avx512bf16")]
-pub(super) fn parts(numbers: &[f32]) -> [[u16; 3]; 2 * LANES] {
+pub(super) fn parts(numbers: &[f32]) -> [[u16; 2 * LANES]; 3] {
     let one = _mm512_set1_ps(1.0);
-    let mut of_each = [[0; 3]; 2 * LANES];
     let parts = split([load(numbers, 0, one), load(numbers, LANES, one)]);
-    for (n, part) in parts.into_iter().enumerate() {
-        // SAFETY: as many bits.
-        let part = unsafe { std::mem::transmute::<__m512i, [u16; 2 * LANES]>(part) };
-        of_each.iter_mut().zip(part).for_each(|(parts, part)| parts[n] = part);
-    }
-    of_each
+    // SAFETY: as many bits.
+    parts.map(|part| unsafe { std::mem::transmute::<__m512i, [u16; 2 * LANES]>(part) })
 }
 
 #[inline]

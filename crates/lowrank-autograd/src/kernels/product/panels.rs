@@ -226,8 +226,7 @@ impl Extra<'_> {
             self.tails.iter().for_each(|(left, _)| left.extend_by_line(first + row, numbers));
             numbers.extend(self.bias.map(|_| 1.0));
         };
-        let lane = |tile, row, pair| (tile * ROWS + row) * STEPS + pair;
-        self.pack(rows, [0, 1, 0], numbers, lane, out);
+        self.pack(rows, [0, 1, 0], numbers, out);
     }
 
     /// Packs columns `first..first + columns` of the right side.
@@ -236,36 +235,50 @@ impl Extra<'_> {
             self.tails.iter().for_each(|(_, right)| right.extend_by_line(first + column, numbers));
             numbers.extend(self.bias.and_then(|bias| bias.get(first + column)));
         };
-        let lane = |tile, column, pair| (tile * STEPS + pair) * ROWS + column;
-        self.pack(columns, [0, 0, 1], numbers, lane, out);
+        let mut lines = Scratch::take(out.len());
+        self.pack(columns, [0, 0, 1], numbers, &mut lines);
+        let tiles = lines.chunks_exact(STEPS * ROWS).zip(out.chunks_exact_mut(STEPS * ROWS));
+        for (from, to) in tiles {
+            for (half, lines) in from.as_chunks::<16>().0.as_chunks::<16>().0.iter().enumerate() {
+                // SAFETY: the target has 16 steps of 32 lanes, and the machine AVX-512.
+                unsafe { transpose_avx512(lines, to[half * 16..].as_mut_ptr(), ROWS, 16) };
+            }
+        }
     }
 
-    /// Packs the `numbers` of so many lines, each number's parts side by side in this order, or in
-    /// planes. `lane` finds the lane of a line's pair within a tile.
+    /// Packs the `numbers` of so many lines as tiles of 32 of them: the first parts of all numbers
+    /// side by side, then the second ones and the third, in this order; or, of planes, each 32
+    /// numbers' parts in a tile each.
     fn pack(
         &self,
         lines: usize,
         order: [usize; 3],
         numbers: impl Fn(usize, &mut Vec<f32>),
-        lane: impl Fn(usize, usize, usize) -> usize,
         out: &mut [u32],
     ) {
+        const PLACES: usize = 2 * STEPS;
         out.fill(0);
+        // SAFETY: a lane is two places.
+        let out = unsafe { out.align_to_mut::<u16>().1 };
         let mut of_line = Vec::new();
         for line in 0..lines {
             of_line.clear();
             numbers(line, &mut of_line);
-            for (block, numbers) in of_line.chunks(ROWS).enumerate() {
+            for (block, numbers) in of_line.chunks(PLACES).enumerate() {
                 // SAFETY: a machine with tiles of bf16 converts to bf16.
                 let parts = unsafe { narrow::parts(numbers) };
-                for (i, parts) in parts.iter().enumerate().take(numbers.len()) {
-                    for (n, part) in order.into_iter().enumerate() {
-                        let at = 3 * (block * ROWS + i) + n;
-                        let (tile, place, part) = match self.planes {
-                            1 => (at / ROWS, at % ROWS, parts[part]),
-                            planes => (block * planes + n, i, parts[n]),
-                        };
-                        out[lane(tile, line, place / 2)] |= u32::from(part) << (16 * (place % 2));
+                for (n, part) in order.into_iter().enumerate() {
+                    let (mut place, part) = match self.planes {
+                        1 => (n * of_line.len() + block * PLACES, &parts[part]),
+                        planes => ((block * planes + n) * PLACES, &parts[n]),
+                    };
+                    let mut part = &part[..numbers.len()];
+                    while !part.is_empty() {
+                        let (tile, column) = (place / PLACES, place % PLACES);
+                        let (now, rest) = part.split_at(part.len().min(PLACES - column));
+                        let at = (tile * ROWS + line) * PLACES + column;
+                        out[at..at + now.len()].copy_from_slice(now);
+                        (part, place) = (rest, place + now.len());
                     }
                 }
             }
