@@ -11,8 +11,10 @@ use super::{
 };
 use crate::elements::Elements;
 
-/// Most lines on the side of the few.
+/// Lines of the few that a line of the many meets at once.
 pub(crate) const FEW: usize = 8;
+/// Most of the few where each of the many is one piece of memory: adapters of most ranks.
+const GROUPS: usize = 2 * FEW;
 /// Tasks that a product is cut into, as long as each reads a number of elements in this range.
 const TASKS: usize = 16;
 const LEAST: usize = 1 << 14;
@@ -29,7 +31,7 @@ pub(crate) fn fits(few: &Factor<'_>, many: &Factor<'_>) -> bool {
     let across = many.line_stride == 1 && few.lines <= 2;
     matches!(few.elements, Elements::F32(_))
         && few.step_stride == 1
-        && (1..=FEW).contains(&few.lines)
+        && (1..=GROUPS).contains(&few.lines)
         && (along || across)
 }
 
@@ -76,18 +78,20 @@ fn dots_of<T: Wide>(
         }
         for j in lines {
             let row = line_of(rows, j, few.inner);
-            let put = |sums: &[f32]| {
-                sums.iter().enumerate().for_each(|(i, sum)| put(j, i, scale * sum));
-            };
-            match few.lines {
-                1 => put(&line::dots(row, few_lines::<1>(x, row.len()))),
-                2 => put(&line::dots(row, few_lines::<2>(x, row.len()))),
-                3 => put(&line::dots(row, few_lines::<3>(x, row.len()))),
-                4 => put(&line::dots(row, few_lines::<4>(x, row.len()))),
-                5 => put(&line::dots(row, few_lines::<5>(x, row.len()))),
-                6 => put(&line::dots(row, few_lines::<6>(x, row.len()))),
-                7 => put(&line::dots(row, few_lines::<7>(x, row.len()))),
-                _ => put(&line::dots(row, few_lines::<FEW>(x, row.len()))),
+            for first in (0..few.lines).step_by(FEW) {
+                let put = |sums: &[f32]| {
+                    sums.iter().zip(first..).for_each(|(sum, i)| put(j, i, scale * sum));
+                };
+                match few.lines - first {
+                    1 => put(&line::dots(row, few_lines::<1>(x, first, row.len()))),
+                    2 => put(&line::dots(row, few_lines::<2>(x, first, row.len()))),
+                    3 => put(&line::dots(row, few_lines::<3>(x, first, row.len()))),
+                    4 => put(&line::dots(row, few_lines::<4>(x, first, row.len()))),
+                    5 => put(&line::dots(row, few_lines::<5>(x, first, row.len()))),
+                    6 => put(&line::dots(row, few_lines::<6>(x, first, row.len()))),
+                    7 => put(&line::dots(row, few_lines::<7>(x, first, row.len()))),
+                    _ => put(&line::dots(row, few_lines::<FEW>(x, first, row.len()))),
+                }
             }
         }
     };
@@ -97,9 +101,9 @@ fn dots_of<T: Wide>(
     }
 }
 
-/// The first of the few.
-fn few_lines<const F: usize>(few: Lines<'_, f32>, len: usize) -> [&[f32]; F] {
-    std::array::from_fn(|i| line_of(few, i, len))
+/// Some of the few.
+fn few_lines<const F: usize>(few: Lines<'_, f32>, first: usize, len: usize) -> [&[f32]; F] {
+    std::array::from_fn(|i| line_of(few, first + i, len))
 }
 
 /// One line of contiguous steps.
