@@ -433,8 +433,9 @@ impl Job<'_> {
             return;
         }
         let target = Shared(to);
+        let alone = self.bias.is_none() && self.tails.is_empty();
         let put = |row: usize, column: usize, product: f32| {
-            let value = product + self.beside(row, column);
+            let value = if alone { product } else { product + self.beside(row, column) };
             let to = target.at(row * row_stride + column);
             // SAFETY: the caller's promise; each element is put by one task.
             unsafe { *to = if self.add { *to + value } else { value } };

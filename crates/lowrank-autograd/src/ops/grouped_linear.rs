@@ -17,7 +17,7 @@ use crate::{
     kept::Kept,
     kernels::{
         Computed, F32, Floats,
-        buffer::filled_parts,
+        buffer::{filled, filled_parts},
         check_dims, dims2,
         product::{self, Linear, Room, Target, Term, View, product_parallel},
         tensor,
@@ -197,9 +197,10 @@ impl SavedTerm {
 struct Factor<'a> {
     /// `[experts·r, in]`
     a: F32<'a>,
-    /// `[experts, r, part]`: `B` by columns, so that products run along contiguous memory.
+    /// `[r·experts, part]`: `B` by columns, so that products run along contiguous memory.
     b: Vec<f32>,
     r: usize,
+    experts: usize,
     input: usize,
     scale: f32,
 }
@@ -214,14 +215,10 @@ impl<'a> Factor<'a> {
         let b = F32::of(OP, &term.b)?;
         let width = b.len() / layout.height.max(1);
         let r = width / experts.max(1);
-        let mut by_expert = vec![0.0; experts * r * out];
-        for (at, row) in by_expert.chunks_exact_mut(out.max(1)).enumerate() {
-            let column = at % r * experts + at / r;
-            let from = b.iter().skip(layout.part.start * width + column).step_by(width);
-            row.iter_mut().zip(from).for_each(|(to, v)| *to = *v);
-        }
+        let part = b.get(layout.part.start * width..).unwrap_or_default();
+        let b = transposed(part, [out, width]);
         let (a, input) = (F32::of(OP, &term.a)?, layout.input);
-        Ok(Self { a, b: by_expert, r, input, scale: term.scale })
+        Ok(Self { a, b, r, experts, input, scale: term.scale })
     }
 
     /// `A_e`, `[r, in]`.
@@ -232,9 +229,18 @@ impl<'a> Factor<'a> {
 
     /// `B_eᵀ`, `[r, out]`.
     fn b_of(&self, expert: usize, out: usize) -> View<'_> {
-        let size = self.r * out;
-        View::new(&self.b[expert * size..][..size], self.r, out)
+        View::strided(&self.b[expert * out..], self.r, out, self.experts * out, 1)
     }
+}
+
+/// The transpose of the first `rows` rows of `columns` elements, made on all threads.
+fn transposed(from: &[f32], [rows, columns]: [usize; 2]) -> Vec<f32> {
+    const COLUMNS: usize = 16; // of a task: a cache line of each row
+    filled(rows * columns, COLUMNS * rows, |start, to| {
+        let first = start / rows;
+        let part = View::strided(&from[first..], rows, to.len() / rows, columns, 1);
+        product::transpose(part, 1.0, rows, to);
+    })
 }
 
 /// `left·right` on all threads, `[m, n]`.
@@ -410,15 +416,19 @@ impl Saved {
     fn b_gradient(&self, found: &[Found], term: usize, r: usize) -> Result<Tensor> {
         let (experts, out) = (self.experts(), self.layout.part.len());
         let width = r * experts;
-        let mut all = vec![0.0; self.layout.height * width];
+        let mut columns = vec![0.0; width * out];
         for one in found {
-            let columns = one.terms[term][1].iter().flat_map(|db| db.chunks_exact(out.max(1)));
-            for (j, column) in columns.enumerate() {
-                let first = self.layout.part.start * width + j * experts + one.expert;
-                let to = all.iter_mut().skip(first).step_by(width);
-                to.zip(column).for_each(|(to, v)| *to = *v);
+            let of_expert = one.terms[term][1].iter().flat_map(|db| db.chunks_exact(out.max(1)));
+            for (j, column) in of_expert.enumerate() {
+                put(&mut columns, (j * experts + one.expert) * out, Some(column));
             }
         }
+        let part = transposed(&columns, [width, out]);
+        if part.len() == self.layout.height * width {
+            return tensor(part, &[self.layout.height, width]);
+        }
+        let mut all = vec![0.0; self.layout.height * width];
+        put(&mut all, self.layout.part.start * width, Some(&part));
         tensor(all, &[self.layout.height, width])
     }
 }
