@@ -3,6 +3,7 @@
 use std::{
     cell::RefCell,
     ops::{Deref, DerefMut},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 /// A cache line, so that panels start at one.
@@ -13,6 +14,12 @@ struct Line(#[expect(dead_code, reason = "read as lanes, through pointers")] [u3
 thread_local! {
     static FREE: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
 }
+
+/// Buffers that a thread keeps for itself.
+const OWN: usize = 24;
+
+/// What threads have dropped beyond that: where one takes what another drops, its own would run out.
+static SHARED: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
 
 /// A buffer of lanes; it goes back to the thread that drops it.
 pub(crate) struct Scratch {
@@ -28,15 +35,29 @@ impl Scratch {
             // Another one may want the buffer, which a cache still holds.
             return Self { lines: Vec::new(), len };
         }
-        let mut lines = FREE.with_borrow_mut(|free| {
-            let fits = free.iter().position(|lines| lines.len() >= needed);
-            fits.map(|i| free.swap_remove(i)).or_else(|| free.pop()).unwrap_or_default()
+        let own = FREE.with_borrow_mut(|free| fitting(free, needed));
+        let found = own.or_else(|| fitting(&mut shared(), needed));
+        let lines = found.unwrap_or_else(|| {
+            // In place of the largest, so that what earlier lengths needed doesn't pile up.
+            FREE.with_borrow_mut(|free| {
+                if let Some(largest) = (0..free.len()).max_by_key(|&i| free[i].len()) {
+                    free.swap_remove(largest);
+                }
+            });
+            vec![Line([0; 16]); needed]
         });
-        if lines.len() < needed {
-            lines.resize(needed, Line([0; 16]));
-        }
         Self { lines, len }
     }
+}
+
+/// The smallest buffer that has so many lines.
+fn fitting(free: &mut Vec<Vec<Line>>, needed: usize) -> Option<Vec<Line>> {
+    let fits = (0..free.len()).filter(|&i| free[i].len() >= needed);
+    fits.min_by_key(|&i| free[i].len()).map(|i| free.swap_remove(i))
+}
+
+fn shared() -> MutexGuard<'static, Vec<Vec<Line>>> {
+    SHARED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Scratch {
@@ -46,7 +67,10 @@ impl Drop for Scratch {
             return;
         }
         // At the end of a thread its free list may be gone before the last buffer.
-        let _ = FREE.try_with(|free| free.borrow_mut().push(lines));
+        let _ = FREE.try_with(|free| {
+            let mut free = free.borrow_mut();
+            if free.len() < OWN { free.push(lines) } else { shared().push(lines) }
+        });
     }
 }
 
@@ -65,5 +89,45 @@ impl DerefMut for Scratch {
     fn deref_mut(&mut self) -> &mut [u32] {
         // SAFETY: as above, borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_that_another_thread_drops_come_back() {
+        const LINES: usize = 54_321; // nobody else's
+        let (to, from) = std::sync::mpsc::channel::<Scratch>();
+        let (done, wait) = std::sync::mpsc::channel();
+        let dropping = std::thread::spawn(move || {
+            for scratch in from {
+                drop(scratch);
+                done.send(()).expect("the other thread waits");
+            }
+        });
+        for _ in 0..3 * OWN {
+            to.send(Scratch::take(16 * LINES)).expect("the other thread listens");
+            wait.recv().expect("the other thread answers");
+        }
+        let of_this_size = shared().iter().filter(|lines| lines.len() == LINES).count();
+        assert!(of_this_size <= 1, "{of_this_size} buffers lie about");
+        drop(to);
+        dropping.join().expect("it ends");
+    }
+
+    #[test]
+    fn a_buffer_has_what_was_asked_for_and_is_used_again() {
+        for len in [0, 1, 16, 17, 1000] {
+            let mut scratch = Scratch::take(len);
+            assert_eq!(scratch.len(), len);
+            assert_eq!(scratch.as_ptr().addr() % 64, 0);
+            scratch.fill(7);
+        }
+        let first = Scratch::take(160_000);
+        let at = first.as_ptr();
+        drop(first);
+        assert_eq!(Scratch::take(159_000).as_ptr(), at);
     }
 }
