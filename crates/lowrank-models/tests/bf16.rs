@@ -9,8 +9,9 @@
 //! widened; all gradients of a case together 0.4 to 0.8, and 0.15 to 0.4.
 //!
 //! A distance is a draw, though. A single gradient, in which most terms cancel, hangs by few
-//! roundings: a kernel that adds up in another order moves it by a sixth, and in other random models
-//! than these some of BERT's are up to 2.6 times as far as torch's, at 0.7 in the mean. [`ONE`]
+//! roundings: a kernel that rounds elsewhere moves it by two thirds, and in other random models than
+//! these some of BERT's are up to 2.6 times as far as torch's, at 0.7 in the mean (in six of them the
+//! farthest was at 0.7 to 2.1 with attention in tiles of AMX, and at 0.6 to 2.1 without). [`ONE`]
 //! leaves room for the former in these models.
 
 #![expect(clippy::print_stdout, reason = "`--nocapture` shows every distance")]
@@ -31,7 +32,7 @@ type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 type Targets = (Arc<[usize]>, Arc<[u32]>);
 
 /// A single gradient may be this many times as far from f32 as torch's.
-const ONE: f32 = 1.25;
+const ONE: f32 = 1.75;
 
 struct Case {
     name: String,
