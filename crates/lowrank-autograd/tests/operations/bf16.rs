@@ -180,7 +180,8 @@ proptest! {
         // What an adapter with dropout adds to its input's gradient is added to f32.
         let rounded: &[usize] = if dropped { &[] } else { &[0] };
         let parts: &[usize] = if dtype == DType::BF16 { &[0] } else { &[] };
-        let allowed = Allowed { parts, ..rounds(rounded) };
+        // An element of `B`'s gradient is a sum of some fifty terms of size 7, which may cancel.
+        let allowed = Allowed { parts, least: 4.0, ..rounds(rounded) };
         let of = Narrow { inputs: &t, narrow: 1, marked: true, output, error: OUTPUT, allowed };
         let frozen = Matrix::Frozen(&weight);
         of.check(

@@ -276,7 +276,7 @@ pub(crate) struct Allowed<'a> {
     pub(crate) parts: &'a [usize],
     /// Those that may miss [`BF16`], since something that they are made of was rounded to it.
     pub(crate) of_bf16: &'a [usize],
-    /// The size of what an element of these is a sum of, at least.
+    /// The size of what an element is a sum of, at least.
     pub(crate) least: f64,
 }
 
@@ -297,7 +297,7 @@ impl Allowed<'_> {
             true => {
                 BF16 * size.max(self.least * direction.iter().map(|d| d * d).sum::<f64>().sqrt())
             }
-            false => GRADIENT * size.max(1.0),
+            false => GRADIENT * size.max(self.least),
         };
         if self.parts.contains(&i) {
             let largest = g.iter().fold(0.0, |m: f64, g| m.max(g.abs()));
