@@ -9,6 +9,7 @@ use crate::elements::Elements;
 /// A function of `N` numbers with `M` results, as a type: a loop over it is compiled for it alone.
 pub(crate) trait Each<const N: usize, const M: usize> {
     /// What it calls has to be `#[inline(always)]`, as it has to be itself.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "vectors of x86-64"))]
     fn of(x: [f32; N]) -> [f32; M];
 }
 
@@ -139,6 +140,38 @@ mod vectors {
         unsafe {
             let bits = _mm512_cvtepu16_epi32(from.cast::<__m256i>().read_unaligned());
             std::mem::transmute::<__m512i, [f32; LANES]>(_mm512_slli_epi32::<16>(bits))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Key, kernels::elementwise::narrowed};
+
+    /// `x·y + 1` and `x - y`.
+    struct Both;
+
+    impl Each<2, 2> for Both {
+        #[inline(always)]
+        fn of([x, y]: [f32; 2]) -> [f32; 2] {
+            [x * y + 1.0, x - y]
+        }
+    }
+
+    #[test]
+    fn results_of_every_length_are_those_of_one_element_after_another() {
+        for len in [0, 1, 15, 16, 31, 32, 33, 100, 4095, 4096, 4097, 10_001] {
+            let [x, y] = [1, 2].map(|seed| narrowed(&Key::new(seed).normals(len)));
+            let Some(found) = each::<Both, 2, 2>([&x, &y].map(|x| Elements::Bf16(x))) else {
+                continue; // a machine without the instructions
+            };
+            for (i, found) in found.iter().enumerate() {
+                let of = |(x, y): (&bf16, &bf16)| Both::of([x.to_f32(), y.to_f32()])[i];
+                let expected: Vec<bf16> =
+                    x.iter().zip(&y).map(|pair| bf16::from_f32(of(pair))).collect();
+                assert!(*found == expected, "result {i} of {len}");
+            }
         }
     }
 }
