@@ -9,7 +9,10 @@ use crate::elements::Elements;
 /// A function of `N` numbers with `M` results, as a type: a loop over it is compiled for it alone.
 pub(crate) trait Each<const N: usize, const M: usize> {
     /// What it calls has to be `#[inline(always)]`, as it has to be itself.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "vectors of x86-64"))]
+    #[cfg_attr(
+        not(any(target_arch = "x86_64", test)),
+        expect(dead_code, reason = "vectors of x86-64")
+    )]
     fn of(x: [f32; N]) -> [f32; M];
 }
 
