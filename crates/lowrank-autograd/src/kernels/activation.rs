@@ -75,7 +75,7 @@ vectorized! {
     /// `y = f(g)·u`.
     fn gate[C: Curve](y: &mut [f32], g: &[f32], u: &[f32], _curve: C) {
         for (y, (g, u)) in y.iter_mut().zip(g.iter().zip(u)) {
-            *y = C::of(*g) * u;
+            [*y] = Gate::<C>::of([*g, *u]);
         }
     }
 }
@@ -91,8 +91,7 @@ vectorized! {
         _curve: C,
     ) {
         for (((dg, du), dy), (g, u)) in dg.iter_mut().zip(du).zip(dy).zip(g.iter().zip(u)) {
-            *dg = dy * u * C::slope(*g);
-            *du = C::of(*g) * dy;
+            [*dg, *du] = GateGradients::<C>::of([*g, *u, *dy]);
         }
     }
 }

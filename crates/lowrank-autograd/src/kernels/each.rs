@@ -5,14 +5,12 @@
 use half::bf16;
 
 use crate::elements::Elements;
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::simd::has_bf16;
 
 /// A function of `N` numbers with `M` results, as a type: a loop over it is compiled for it alone.
 pub(crate) trait Each<const N: usize, const M: usize> {
     /// What it calls has to be `#[inline(always)]`, as it has to be itself.
-    #[cfg_attr(
-        not(any(target_arch = "x86_64", test)),
-        expect(dead_code, reason = "vectors of x86-64")
-    )]
     fn of(x: [f32; N]) -> [f32; M];
 }
 
@@ -27,7 +25,7 @@ pub(crate) fn each<F: Each<N, M>, const N: usize, const M: usize>(
         *from = elements;
     }
     #[cfg(target_arch = "x86_64")]
-    if vectors::exist() {
+    if has_bf16() {
         return Some(vectors::each::<F, N, M>(from));
     }
     None
@@ -42,19 +40,12 @@ mod vectors {
     use rayon::prelude::*;
 
     use super::Each;
-    use crate::kernels::{
-        buffer::PIECE,
-        simd::{Level, level},
-    };
+    use crate::kernels::buffer::PIECE;
 
     /// Elements of a vector of f32.
     const LANES: usize = 16;
     /// Elements that are rounded at a time.
     const STEP: usize = 2 * LANES;
-
-    pub(super) fn exist() -> bool {
-        level() == Level::Avx512 && is_x86_feature_detected!("avx512bf16")
-    }
 
     /// Where results go; tasks write disjoint parts.
     #[derive(Clone, Copy)]

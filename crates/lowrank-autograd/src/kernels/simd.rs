@@ -35,6 +35,12 @@ pub(crate) fn level() -> Level {
     Level::Portable
 }
 
+/// Whether the machine has AVX-512's instructions for bf16 besides.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn has_bf16() -> bool {
+    level() == Level::Avx512 && is_x86_feature_detected!("avx512bf16")
+}
+
 /// Defines a function that is compiled for every [`Level`] and runs the best that the machine has.
 /// Generic parameters stand in square brackets: `fn map[F: Fn(f32) -> f32](x: &mut [f32], f: F)`.
 /// What the body calls has to be `#[inline(always)]` to be compiled with it.

@@ -7,14 +7,14 @@ use std::{
 
 use super::{
     Operands, Saved, Wanted,
-    head::{Head, HeadRows, Tile, head_rows, lanes},
+    head::{Head, Tile, lanes},
     pairs::{PackedBlock, PackedGroup, untranspose},
     scratch::Scratch,
     softmax::{self, Known},
     tile::{Left, Rows, Size, multiply},
     work::{Gradients, ROWS},
 };
-use crate::{Dropout, elements::Elements, ops::Span};
+use crate::{Dropout, ops::Span};
 
 /// One key/value head of one sequence, and the keys of it whose gradients are sought.
 pub(super) struct Group<'a> {
@@ -99,7 +99,7 @@ impl Block<'_> {
         self.ask_for_next();
         let packed = self.packed.map(|packed| {
             let queries = self.head.queries(self.rows.start);
-            let dy = self.outputs(self.group.saved.dy);
+            let dy = self.head.outputs(self.group.saved.dy, self.rows.start);
             (packed, packed.block(queries, dy, self.rows.len(), &self.group.of))
         });
         for (i, tile) in tiles.enumerate() {
@@ -133,7 +133,7 @@ impl Block<'_> {
         let next = n..n + left.min(ROWS);
         self.head.queries(self.rows.start).ask_for(next.clone(), shape.head_dim);
         for rows in [saved.dy, saved.output] {
-            self.outputs(rows).ask_for(next.clone(), shape.value_dim);
+            self.head.outputs(rows, self.rows.start).ask_for(next.clone(), shape.value_dim);
         }
     }
 
@@ -141,14 +141,15 @@ impl Block<'_> {
     fn load(&self, scratch: &mut Scratch) {
         let (shape, rows, saved) = (self.group.of.shape, &self.rows, &self.group.saved);
         let lanes = lanes(rows);
-        let (queries, dy) = (self.head.queries(rows.start), self.outputs(saved.dy));
+        let (queries, dy) =
+            (self.head.queries(rows.start), self.head.outputs(saved.dy, rows.start));
         if self.packed.is_none() {
             let to = scratch.queries.room(lanes * shape.head_dim);
             queries.wide().transpose(rows.len(), shape.head_dim, shape.scale, to);
             let to = scratch.dy.room(lanes * shape.value_dim);
             dy.wide().transpose(rows.len(), shape.value_dim, 1.0, to);
         }
-        let output = self.outputs(saved.output);
+        let output = self.head.outputs(saved.output, rows.start);
         let [max, inverse, dot] = [&mut scratch.max, &mut scratch.sum, &mut scratch.keep]
             .map(|buffer| buffer.filled(lanes, 0.0));
         let first = self.head.span.queries.start + rows.start;
@@ -158,13 +159,6 @@ impl Block<'_> {
             (max[r], inverse[r]) = (row.max, 1.0 / row.sum);
             dot[r] = dy.dot(output, r, shape.value_dim);
         }
-    }
-
-    /// This head's rows of the output or its gradient.
-    fn outputs<'x>(&self, x: Elements<'x>) -> HeadRows<'x> {
-        let s = self.group.of.shape;
-        let first = self.head.span.queries.start + self.rows.start;
-        head_rows(x, first, s.heads, s.value_dim, self.head.head)
     }
 
     /// Leaves `q·kᵀ` in `scratch.scores` and `dy·vᵀ` in `scratch.ds`.
@@ -225,7 +219,7 @@ impl Block<'_> {
             let p = scratch.scores.room(tile.len());
             let left = Left { data: p, row: lanes, column: 1 };
             let to = &mut sums.dv[start * shape.value_dim..];
-            let right = self.outputs(self.group.saved.dy).wide();
+            let right = self.head.outputs(self.group.saved.dy, self.rows.start).wide();
             multiply(to, shape.value_dim, true, size, left, right);
         }
     }

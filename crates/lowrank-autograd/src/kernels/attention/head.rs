@@ -148,6 +148,12 @@ impl<'a> Head<'a> {
         head_rows(self.of.v, self.span.keys.start + key, s.kv_heads, s.value_dim, head)
     }
 
+    /// This head's rows of the output or its gradient, from the span's query `row` on.
+    pub(super) fn outputs<'x>(&self, x: Elements<'x>, row: usize) -> HeadRows<'x> {
+        let s = self.of.shape;
+        head_rows(x, self.span.queries.start + row, s.heads, s.value_dim, self.head)
+    }
+
     /// The keys that one query row sees.
     pub(super) fn seen(&self, row: usize) -> Range<usize> {
         row_visible(&self.of, self.span, row)
@@ -316,6 +322,9 @@ fn shifted<'a>(tile: &Tile, line: &'a [f32]) -> impl Iterator<Item = &'a [f32]> 
 
 /// The keys that any of these query rows sees.
 pub(super) fn visible(of: &Operands<'_>, span: &Span, rows: &Range<usize>) -> Range<usize> {
+    if rows.is_empty() {
+        return 0..0;
+    }
     let first = row_visible(of, span, rows.start).start;
     let last = row_visible(of, span, rows.end - 1).end;
     first..last.max(first)

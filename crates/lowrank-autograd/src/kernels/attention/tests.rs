@@ -34,6 +34,12 @@ fn cases() -> Vec<(AttentionShape, Vec<Span>, bool)> {
         (AttentionShape { causal: false, scale: 0.3, ..shape.clone() }, one(77, 601, 0), false),
         (AttentionShape { head_dim: 32, value_dim: 96, ..shape.clone() }, one(520, 520, 0), false),
         (shape.clone(), one(9, 3, 0), false),
+        // Enough work to be halved, too few queries to.
+        (
+            AttentionShape { heads: 8, kv_heads: 1, causal: false, ..shape.clone() },
+            one(32, 700, 0),
+            false,
+        ),
         (AttentionShape { window: Some(9), ..odd.clone() }, one(90, 130, 31), true),
         (AttentionShape { causal: false, ..odd.clone() }, one(77, 101, 0), false),
         (AttentionShape { softcap: Some(2.0), ..shape }, Span::packed(&[100, 30]), true),

@@ -164,6 +164,9 @@ impl Part {
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "of tiles of AMX"))]
     pub(super) fn queries(self, of: &Operands<'_>, span: &Span) -> Range<usize> {
         let len = span.queries.len();
+        if self == Self::All {
+            return 0..len;
+        }
         let scores = |rows: Range<usize>| {
             let seen = |row: usize| visible(of, span, &(row..row + 1)).len();
             rows.map(seen).sum::<usize>()
@@ -176,11 +179,7 @@ impl Part {
         });
         let split =
             cuts.min_by_key(|(_, before)| before.abs_diff(half)).map_or(len, |(cut, _)| cut);
-        match self {
-            Self::All => 0..len,
-            Self::First => 0..split,
-            Self::Second => split..len,
-        }
+        if self == Self::First { 0..split } else { split..len }
     }
 
     pub(super) fn of(self, of: &Operands<'_>, span: &Span) -> Range<usize> {

@@ -2,6 +2,8 @@
 
 use std::sync::OnceLock;
 
+#[cfg(target_arch = "x86_64")]
+use super::super::simd::has_bf16;
 use super::super::simd::{Level, level};
 #[cfg(target_arch = "x86_64")]
 use super::amx;
@@ -51,12 +53,6 @@ impl Engine {
 #[cfg(not(target_arch = "x86_64"))]
 fn fastest_avx512() -> Engine {
     Engine::Avx512
-}
-
-/// Whether there is an instruction for pairs of bf16 at all.
-#[cfg(target_arch = "x86_64")]
-fn has_bf16() -> bool {
-    level() == Level::Avx512 && is_x86_feature_detected!("avx512bf16")
 }
 
 /// Times the kinds of multiplication in registers: not every machine that has an instruction is

@@ -7,15 +7,10 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::tile::transpose_rows;
-use crate::kernels::simd::{Level, level, prefetch_early};
+use crate::kernels::simd::prefetch_early;
 
 /// Lanes of a vector.
 const LANES: usize = 16;
-
-/// Whether the machine has the instructions.
-pub(super) fn exists() -> bool {
-    level() == Level::Avx512 && is_x86_feature_detected!("avx512bf16")
-}
 
 /// Rounds up to 32 elements to pairs, with zeros after them.
 #[target_feature(enable = "avx512f,avx512bf16")]

@@ -4,7 +4,7 @@
 use half::bf16;
 
 use super::{
-    super::simd::{prefetch, prefetch_early, vectorized},
+    super::simd::{has_bf16, prefetch, prefetch_early, vectorized},
     element::{Element, Lines},
     engine::Engine,
     narrow,
@@ -64,7 +64,7 @@ pub(crate) fn pack<T: Element>(engine: Engine, from: Lines<'_, T>, strip: Strip,
     let out = &mut out[..strip.steps() * strip.width];
     match (from.step_stride, from.line_stride, strip.lanes, T::elements(from.data)) {
         // SAFETY: the machine has the instructions.
-        (1, _, Lanes::Bf16Pairs, Elements::F32(data)) if narrow::exists() => unsafe {
+        (1, _, Lanes::Bf16Pairs, Elements::F32(data)) if has_bf16() => unsafe {
             round_lines(engine, from.over(data), strip, out);
         },
         (1, _, lanes, _) => along_lines(engine, from, strip, lanes, out),
@@ -186,11 +186,11 @@ pub(super) fn across<T: Element>(from: Lines<'_, T>, strip: Strip, panels: &mut 
     match (strip.lanes, T::elements(from.data)) {
         (Lanes::F32, _) => copy_steps(from, strip, panels),
         // SAFETY: the machine has the instructions.
-        (Lanes::Bf16Pairs, Elements::F32(data)) if narrow::exists() => unsafe {
+        (Lanes::Bf16Pairs, Elements::F32(data)) if has_bf16() => unsafe {
             round_f32_steps(from.over(data), strip, panels);
         },
         // SAFETY: as above.
-        (Lanes::Bf16Pairs, Elements::Bf16(data)) if narrow::exists() && strip.scale == 1.0 => unsafe {
+        (Lanes::Bf16Pairs, Elements::Bf16(data)) if has_bf16() && strip.scale == 1.0 => unsafe {
             weave_bf16_steps(from.over(data), strip, panels);
         },
         (Lanes::Bf16Pairs, _) => weave_steps(from, strip, panels),

@@ -9,12 +9,11 @@ use half::bf16;
 
 use super::{block::QueryBlock, copy_rows_in_order, softmax, way};
 use crate::{
-    elements::Elements,
     kernels::{
         Computed,
         attention::{
             Backward, Operands, Saved, Wanted,
-            head::{Head, HeadRows, head_rows, visible},
+            head::{Head, head_rows, visible},
             work::{self, Gradients, Sink},
         },
         buffer,
@@ -195,12 +194,6 @@ impl Group<'_> {
                 softmax::put_rows(self.amx, &turned, &[scale; SIDE], to, width);
             }
         }
-    }
-
-    /// Rows of a head of the output or its gradient, from the span's query `row` on.
-    pub(super) fn outputs<'x>(&self, x: Elements<'x>, head: &Head<'_>, row: usize) -> HeadRows<'x> {
-        let s = self.of.shape;
-        head_rows(x, self.span.queries.start + row, s.heads, s.value_dim, head.head)
     }
 }
 

@@ -76,7 +76,7 @@ impl<'a> QueryBlock<'a> {
             Rows { rows: copies, columns }
         };
         let queries = copy(head.queries(rows.start), shape.head_dim);
-        let dy = copy(group.outputs(group.saved.dy, &head, rows.start), shape.value_dim);
+        let dy = copy(head.outputs(group.saved.dy, rows.start), shape.value_dim);
         let of_row = shape.value_dim / SIDE;
         let known = rows.clone().step_by(SIDE).zip(dy.rows.turns().chunks_exact(of_row));
         let known = known.map(|(row, dy)| known_of(group, &head, row..rows.end, dy)).collect();
@@ -239,7 +239,7 @@ impl Group<'_> {
         let (shape, n) = (self.of.shape, rows.len().min(SIDE));
         head.queries(rows.start).ask_for(0..n, shape.head_dim);
         for x in [self.saved.dy, self.saved.output] {
-            self.outputs(x, head, rows.start).ask_for(0..n, shape.value_dim);
+            head.outputs(x, rows.start).ask_for(0..n, shape.value_dim);
         }
     }
 }
@@ -248,7 +248,7 @@ impl Group<'_> {
 fn known_of(group: &Group<'_>, head: &Head<'_>, rows: Range<usize>, dy: &[Turn]) -> Known {
     let shape = head.of.shape;
     let mut known = Known { max: [0.0; SIDE], inverse: [0.0; SIDE], dot: [0.0; SIDE] };
-    let output = group.outputs(group.saved.output, head, rows.start);
+    let output = head.outputs(group.saved.output, rows.start);
     for (i, row) in rows.take(SIDE).enumerate() {
         let at = (head.span.queries.start + row) * shape.heads + head.head;
         let of_row = group.saved.rows.get(at).copied().unwrap_or_default();

@@ -185,7 +185,7 @@ impl Head<'_> {
 }
 
 /// The parts of a range of keys that lie in one chunk each.
-pub(super) fn chunks(keys: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+fn chunks(keys: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
     let keys = keys.clone();
     let first = keys.start / CHUNK * CHUNK;
     (first..keys.end.max(first))
