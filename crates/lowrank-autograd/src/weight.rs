@@ -315,10 +315,18 @@ impl Weight {
                 }
                 let last = first + range.len() / height;
                 let parts = parts.get(first..last).ok_or_else(wrong)?;
-                Storage::Stack(parts.into())
+                joined(parts).unwrap_or_else(|| Storage::Stack(parts.into()))
             }
         };
         Ok(Self { storage, shape, transposed: false })
+    }
+
+    /// The matrices of this weight, one below another, each in one piece of memory.
+    pub(crate) fn pieces(&self) -> Vec<Self> {
+        match &self.storage {
+            Storage::Stack(parts) => parts.to_vec(),
+            Storage::Tensor(_) | Storage::Mapped { .. } => vec![self.clone()],
+        }
     }
 
     /// The shape as kernels see it: `[out, in]` for a linear layer.
@@ -434,6 +442,20 @@ impl Weight {
     pub fn to_f32(&self) -> Result<Tensor> {
         Ok(self.to_tensor()?.to_dtype(DType::F32)?.contiguous()?)
     }
+}
+
+/// Parts of one dtype that follow each other in a file, as one.
+fn joined(parts: &[Weight]) -> Option<Storage> {
+    let all = parts.first()?.storage.clone();
+    let Storage::Mapped { file, start, .. } = &all else { return None };
+    let mut next = *start;
+    let follows = |part: &Weight| {
+        let Storage::Mapped { file: of, start, dtype } = &part.storage else { return false };
+        let fits = Arc::ptr_eq(of, file) && *start == next;
+        next += part.elem_count() * dtype.size_in_bytes();
+        fits
+    };
+    parts.iter().all(follows).then_some(all)
 }
 
 /// Shape and memory strides of a matrix, in elements.

@@ -130,7 +130,7 @@ fn experts_save_what_a_linear_layer_does() {
             saved(true, |x| {
                 let (a, b) = (a.value(train_a), b.value(train_b));
                 let terms = vec![LowRankStack { a, b, scale: 1.0 }];
-                ops::grouped_linear(&x, &groups, Stack::Frozen(&weight), &(0..D), terms)
+                ops::grouped_linear(&x, &groups, Stack::Frozen(&weight), terms)
             })
         };
         assert_eq!(run(false, false), 0, "only something below trains");

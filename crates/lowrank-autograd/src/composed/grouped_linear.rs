@@ -12,7 +12,6 @@ pub(crate) fn grouped_linear(
     x: &Value,
     groups: &Arc<[Range<usize>]>,
     (w, trained): (Weight, Option<&Value>),
-    part: &Range<usize>,
     terms: &[LowRankStack],
     device: &Device,
 ) -> Result<Value> {
@@ -21,15 +20,14 @@ pub(crate) fn grouped_linear(
     let saved = Saved {
         device: device.clone(),
         groups: Arc::clone(groups),
-        height: w.dims().get(1).copied().unwrap_or_default(),
-        part: part.clone(),
+        out: w.dims().get(1).copied().unwrap_or_default(),
         need_x: x.needs_gradient(),
         need_matrix: trained.map(Value::needs_gradient),
         terms: terms_of.collect::<Result<_>>()?,
         w,
     };
     let parts = saved.used().map(|(e, rows)| saved.forward(e, &rows_of(&x_data, &rows)?));
-    let y = cat_rows(parts.collect::<Result<_>>()?, part.len(), device)?;
+    let y = cat_rows(parts.collect::<Result<_>>()?, saved.out, device)?;
     let mut parents = vec![x];
     parents.extend(trained);
     parents.extend(terms.iter().flat_map(|t| [&t.a, &t.b]));
@@ -61,9 +59,8 @@ struct Saved {
     device: Device,
     groups: Arc<[Range<usize>]>,
     w: Weight,
-    /// Rows of one matrix, and which of them are multiplied with.
-    height: usize,
-    part: Range<usize>,
+    /// Rows of one matrix.
+    out: usize,
     need_x: bool,
     need_matrix: Option<bool>,
     terms: Vec<SavedTerm>,
@@ -90,11 +87,11 @@ impl SavedTerm {
         })
     }
 
-    /// `A_e` `[r, in]` and the rows `part` of `B_e` `[part, r]`.
-    fn of_expert(&self, e: usize, experts: usize, part: &Range<usize>) -> Result<[Tensor; 2]> {
-        let ((height, width), r) = (self.b.dims2()?, self.a.dim(0)? / experts);
-        let b = self.b.reshape((height, width / experts, experts))?;
-        let b = b.narrow(2, e, 1)?.squeeze(2)?.narrow(0, part.start, part.len())?;
+    /// `A_e` `[r, in]` and `B_e` `[out, r]`.
+    fn of_expert(&self, e: usize, experts: usize) -> Result<[Tensor; 2]> {
+        let ((out, width), r) = (self.b.dims2()?, self.a.dim(0)? / experts);
+        let b = self.b.reshape((out, width / experts, experts))?;
+        let b = b.narrow(2, e, 1)?.squeeze(2)?;
         Ok([self.a.narrow(0, e * r, r)?, b.contiguous()?])
     }
 }
@@ -112,15 +109,39 @@ impl Saved {
         self.groups.len()
     }
 
-    fn matrix(&self, e: usize) -> Result<Tensor> {
-        let first = e * self.height;
-        self.w.rows(first + self.part.start..first + self.part.end)?.on(&self.device)
+    /// The pieces of memory that make up an expert's matrix, one below another.
+    fn pieces(&self, e: usize) -> Result<Vec<Tensor>> {
+        let matrix = self.w.rows(e * self.out..(e + 1) * self.out)?;
+        matrix.pieces().iter().map(|piece| piece.on(&self.device)).collect()
+    }
+
+    /// `x·W_eᵀ`
+    fn times_matrix(&self, e: usize, x: &Tensor) -> Result<Tensor> {
+        let parts = self.pieces(e)?.into_iter().map(|w| product(x, &w.t()?, DType::F32));
+        Ok(Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 1)?)
+    }
+
+    /// `dy·W_e`
+    fn input_gradient(&self, e: usize, dy: &Tensor) -> Result<Tensor> {
+        let (mut dx, mut start) = (None, 0);
+        for w in self.pieces(e)? {
+            let rows = w.dim(0)?;
+            let part = product(&dy.narrow(1, start, rows)?.contiguous()?, &w, DType::F32)?;
+            dx = Some(match dx {
+                Some(dx) => (dx + part)?,
+                None => part,
+            });
+            start += rows;
+        }
+        let columns = self.w.dims().last().copied().unwrap_or_default();
+        let zeros = || Tensor::zeros((dy.dim(0)?, columns), DType::F32, &self.device);
+        Ok(dx.map_or_else(zeros, Ok)?)
     }
 
     fn forward(&self, e: usize, x: &Tensor) -> Result<Tensor> {
-        let mut y = product(x, &self.matrix(e)?.t()?, DType::F32)?;
+        let mut y = self.times_matrix(e, x)?;
         for term in &self.terms {
-            let [a, b] = term.of_expert(e, self.experts(), &self.part)?;
+            let [a, b] = term.of_expert(e, self.experts())?;
             y = (y + (x.matmul(&a.t()?)? * term.scale)?.matmul(&b.t()?)?)?;
         }
         Ok(y)
@@ -134,19 +155,18 @@ impl Saved {
         for (e, rows) in self.used() {
             let dy = rows_of(dy, &rows)?;
             let x = x.map(|x| rows_of(x, &rows)).transpose()?;
-            let mut own =
-                self.need_x.then(|| product(&dy, &self.matrix(e)?, DType::F32)).transpose()?;
+            let mut own = self.need_x.then(|| self.input_gradient(e, &dy)).transpose()?;
             if let (Some(x), Some(true)) = (&x, self.need_matrix) {
-                matrices[e] = Some(self.at_part(&dy.t()?.matmul(x)?)?);
+                matrices[e] = Some(dy.t()?.matmul(x)?);
             }
             for (term, found) in self.terms.iter().zip(&mut terms) {
-                let [a, b] = term.of_expert(e, self.experts(), &self.part)?;
+                let [a, b] = term.of_expert(e, self.experts())?;
                 let dh = (dy.matmul(&b)? * term.scale)?;
                 own = own.map(|own| own + dh.matmul(&a)?).transpose()?;
                 let Some(x) = &x else { continue };
                 let da = term.need_a.then(|| dh.t()?.matmul(x)).transpose()?;
                 let h = (x.matmul(&a.t()?)? * term.scale)?;
-                let db = term.need_b.then(|| self.at_part(&dy.t()?.matmul(&h)?)).transpose()?;
+                let db = term.need_b.then(|| dy.t()?.matmul(&h)).transpose()?;
                 found[e] = Some([da, db]);
             }
             dx.extend(own);
@@ -155,24 +175,19 @@ impl Saved {
         let dx = self.need_x.then(|| cat_rows(dx, columns, &self.device)).transpose()?;
         let mut all = vec![dx];
         if let Some(needed) = self.need_matrix {
-            let whole = || self.stacked(matrices, &[self.height, columns], 0);
+            let whole = || self.stacked(matrices, &[self.out, columns], 0);
             all.push(needed.then(whole).transpose()?);
         }
         for (term, found) in self.terms.iter().zip(terms) {
             let (a, b) = found.into_iter().map(|f| f.map_or((None, None), |[a, b]| (a, b))).unzip();
             let r = term.a.dim(0)? / self.experts();
             let da = || Ok(self.stacked(a, &[r, columns], 0)?.flatten_to(1)?);
-            let db = || Ok(self.stacked(b, &[self.height, r], 2)?.flatten_from(1)?);
+            let db = || Ok(self.stacked(b, &[self.out, r], 2)?.flatten_from(1)?);
             let (da, db): (Option<Result<_>>, Option<Result<_>>) =
                 (term.need_a.then(da), term.need_b.then(db));
             all.extend([da.transpose()?, db.transpose()?]);
         }
         Ok(all)
-    }
-
-    /// The rows of a part among those of a whole matrix.
-    fn at_part(&self, rows: &Tensor) -> Result<Tensor> {
-        Ok(rows.pad_with_zeros(0, self.part.start, self.height - self.part.end)?)
     }
 
     /// What the experts found, zeros for those without rows, along a new dimension.

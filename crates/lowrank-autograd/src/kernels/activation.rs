@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use super::{
     Computed,
     buffer::{PIECE, computed, computed_pair, piece_rows},
-    each::{Each, each},
+    each::{Each, each, each_in_rows},
     elementwise::{with_pieces, with_pieces_of},
     simd::{exp, sigmoid, tanh, vectorized},
 };
@@ -133,6 +133,11 @@ pub(crate) fn gated_halves(
     [n, d]: [usize; 2],
     narrow: bool,
 ) -> Computed {
+    if narrow
+        && let Some(y) = with_curve!(f, C => each_in_rows::<Gate<C>, 2, 1>([n, d], [x, x], [0, d]))
+    {
+        return Computed::Bf16(y);
+    }
     let rows = piece_rows(2 * d);
     with_curve!(f, C => computed(narrow, n * d, rows * d, |i, y| {
         with_pieces([x], 2 * i..2 * (i + y.len()), |[x]| {
@@ -152,6 +157,13 @@ pub(crate) fn gated_halves_gradient(
     [n, d]: [usize; 2],
     narrow: bool,
 ) -> Computed {
+    let (factors, columns) = ([x, x, dy], [0, d, 0]);
+    if narrow
+        && let Some(dx) =
+            with_curve!(f, C => each_in_rows::<GateGradients<C>, 3, 2>([n, d], factors, columns))
+    {
+        return Computed::Bf16(dx);
+    }
     let rows = piece_rows(2 * d);
     with_curve!(f, C => computed(narrow, n * 2 * d, rows * 2 * d, |i, dx| {
         let range = i..i + dx.len();

@@ -5,8 +5,6 @@
 use half::bf16;
 
 use crate::elements::Elements;
-#[cfg(target_arch = "x86_64")]
-use crate::kernels::simd::has_bf16;
 
 /// A function of `N` numbers with `M` results, as a type: a loop over it is compiled for it alone.
 pub(crate) trait Each<const N: usize, const M: usize> {
@@ -19,16 +17,26 @@ pub(crate) trait Each<const N: usize, const M: usize> {
 pub(crate) fn each<F: Each<N, M>, const N: usize, const M: usize>(
     operands: [Elements<'_>; N],
 ) -> Option<[Vec<bf16>; M]> {
+    vectors::each::<F, N, M>(all_bf16(operands)?)
+}
+
+/// The same of `d` columns of `n` rows, from the given one of each operand on; the results of a row
+/// lie side by side: `[n, M·d]`.
+pub(crate) fn each_in_rows<F: Each<N, M>, const N: usize, const M: usize>(
+    size: [usize; 2],
+    operands: [Elements<'_>; N],
+    columns: [usize; N],
+) -> Option<Vec<bf16>> {
+    vectors::each_in_rows::<F, N, M>(size, all_bf16(operands)?, columns)
+}
+
+fn all_bf16<const N: usize>(operands: [Elements<'_>; N]) -> Option<[&[bf16]; N]> {
     let mut from: [&[bf16]; N] = [&[]; N];
     for (from, operand) in from.iter_mut().zip(operands) {
         let Elements::Bf16(elements) = operand else { return None };
         *from = elements;
     }
-    #[cfg(target_arch = "x86_64")]
-    if has_bf16() {
-        return Some(vectors::each::<F, N, M>(from));
-    }
-    None
+    Some(from)
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -40,7 +48,10 @@ mod vectors {
     use rayon::prelude::*;
 
     use super::Each;
-    use crate::kernels::buffer::PIECE;
+    use crate::kernels::{
+        buffer::{PIECE, piece_rows},
+        simd::has_bf16,
+    };
 
     /// Elements of a vector of f32.
     const LANES: usize = 16;
@@ -62,7 +73,10 @@ mod vectors {
 
     pub(super) fn each<F: Each<N, M>, const N: usize, const M: usize>(
         from: [&[bf16]; N],
-    ) -> [Vec<bf16>; M] {
+    ) -> Option<[Vec<bf16>; M]> {
+        if !has_bf16() {
+            return None;
+        }
         let len = from.iter().map(|from| from.len()).min().unwrap_or_default();
         let mut results: [Vec<bf16>; M] = std::array::from_fn(|_| Vec::with_capacity(len));
         let places = Places(results.each_mut().map(|result| result.as_mut_ptr()));
@@ -70,13 +84,38 @@ mod vectors {
             let start = piece * PIECE;
             let end = (start + PIECE).min(len);
             let parts = from.map(|from| &from[start..end]);
-            // SAFETY: the results have room from `start` to `end`, and the caller has the
+            // SAFETY: the results have room from `start` to `end`, and the machine has the
             // instructions.
             unsafe { run::<F, N, M>(parts, end - start, places.from(start)) };
         });
         // SAFETY: all pieces have been written.
         results.each_mut().iter_mut().for_each(|result| unsafe { result.set_len(len) });
-        results
+        Some(results)
+    }
+
+    pub(super) fn each_in_rows<F: Each<N, M>, const N: usize, const M: usize>(
+        [n, d]: [usize; 2],
+        from: [&[bf16]; N],
+        columns: [usize; N],
+    ) -> Option<Vec<bf16>> {
+        if !has_bf16() {
+            return None;
+        }
+        let mut results = Vec::with_capacity(n * M * d);
+        let places = Places([results.as_mut_ptr()]);
+        let rows = piece_rows(M * d);
+        (0..n.div_ceil(rows)).into_par_iter().with_max_len(1).for_each(|piece| {
+            for row in piece * rows..((piece + 1) * rows).min(n) {
+                let part = |i: usize| &from[i][row * (from[i].len() / n) + columns[i]..][..d];
+                let [to] = places.from(row * M * d);
+                let to = std::array::from_fn(|m| to.wrapping_add(m * d));
+                // SAFETY: there is room for the row, and the machine has the instructions.
+                unsafe { run::<F, N, M>(std::array::from_fn(part), d, to) };
+            }
+        });
+        // SAFETY: all rows have been written.
+        unsafe { results.set_len(n * M * d) };
+        Some(results)
     }
 
     /// # Safety
@@ -138,6 +177,27 @@ mod vectors {
     }
 }
 
+#[cfg(not(target_arch = "x86_64"))]
+mod vectors {
+    use half::bf16;
+
+    use super::Each;
+
+    pub(super) fn each<F: Each<N, M>, const N: usize, const M: usize>(
+        _from: [&[bf16]; N],
+    ) -> Option<[Vec<bf16>; M]> {
+        None
+    }
+
+    pub(super) fn each_in_rows<F: Each<N, M>, const N: usize, const M: usize>(
+        _size: [usize; 2],
+        _from: [&[bf16]; N],
+        _columns: [usize; N],
+    ) -> Option<Vec<bf16>> {
+        None
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,6 +210,23 @@ mod tests {
         #[inline(always)]
         fn of([x, y]: [f32; 2]) -> [f32; 2] {
             [x * y + 1.0, x - y]
+        }
+    }
+
+    #[test]
+    fn results_of_columns_lie_side_by_side() {
+        for [n, d] in [[0, 3], [3, 0], [1, 1], [5, 31], [7, 32], [130, 33], [3, 5000]] {
+            let [x, y] = [2, 3].map(|width| narrowed(&Key::new(1).normals(n * width * d)));
+            let operands = [&x, &y].map(|x| Elements::Bf16(x));
+            let Some(found) = each_in_rows::<Both, 2, 2>([n, d], operands, [d, 2 * d]) else {
+                continue; // a machine without the instructions
+            };
+            let of = |i: usize| {
+                let (row, column) = (i / (2 * d), i % (2 * d));
+                let x = [x[row * 2 * d + d + column % d], y[row * 3 * d + 2 * d + column % d]];
+                bf16::from_f32(Both::of(x.map(|x| x.to_f32()))[column / d])
+            };
+            assert!(found == (0..n * 2 * d).map(of).collect::<Vec<_>>(), "{n} rows of {d}");
         }
     }
 

@@ -3,13 +3,10 @@
 //! lines, `across` them), or through the `gemm` crate where this file has no kernels for the machine
 //! (`fallback`).
 
-use half::bf16;
+use std::ops::Range;
 
-use super::{
-    Computed,
-    elementwise::{narrow, widened},
-};
-use crate::{Result, Weight, elements::Elements, weight::Matrix};
+use super::Computed;
+use crate::{elements::Elements, weight::Matrix};
 
 #[cfg(target_arch = "x86_64")]
 mod across;
@@ -26,6 +23,7 @@ mod fallback;
 #[cfg(target_arch = "x86_64")]
 mod left;
 mod line;
+mod linear;
 #[cfg(target_arch = "x86_64")]
 mod narrow;
 #[cfg(target_arch = "x86_64")]
@@ -48,6 +46,9 @@ mod tiles;
 pub(crate) use blocks::{Amx, Block, Blocks, SIDE, Turn};
 pub(crate) use element::Element;
 use engine::Engine;
+pub(crate) use linear::{
+    Linear, Room, Term, linear, linear_input_gradient, linear_input_gradients_into, linear_into,
+};
 pub(crate) use pairs::{Begun, Pairs};
 pub(crate) use scratch::Scratch;
 
@@ -105,6 +106,14 @@ impl<'a> View<'a> {
             column_stride: self.row_stride,
             ..self
         }
+    }
+
+    /// The columns of a range.
+    pub(crate) fn columns(self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.columns, "columns of the matrix");
+        let start = (range.start * self.column_stride).min(self.data.len());
+        let data = self.data.slice(start..self.data.len());
+        Self { data, columns: range.len(), ..self }
     }
 
     /// The matrix by its rows.
@@ -247,138 +256,6 @@ fn multiply(
     unsafe { job.run_into(target.data.as_mut_ptr(), target.row_stride) };
 }
 
-/// What is added to the product of a linear layer, beside its bias: `left·rightᵀ` of f32 matrices
-/// with few columns, as adapters have them.
-#[derive(Clone, Copy)]
-pub(crate) struct Term<'a> {
-    /// `[n, r]`
-    pub(crate) left: View<'a>,
-    /// `[out, r]` in the forward pass, `[in, r]` in the backward one.
-    pub(crate) right: View<'a>,
-}
-
-/// What a linear layer multiplies and adds.
-#[derive(Clone, Copy)]
-pub(crate) struct Linear<'a> {
-    /// `n` rows.
-    pub(crate) x: Elements<'a>,
-    pub(crate) n: usize,
-    pub(crate) weight: &'a Weight,
-    pub(crate) bias: Option<&'a [f32]>,
-    pub(crate) terms: &'a [Term<'a>],
-}
-
-/// `x·Wᵀ + bias + Σ terms` for `x` `[n, in]` and `w` `[out, in]`: `[n, out]`, rounded to bf16 if
-/// `narrow`.
-///
-/// bf16 weights are multiplied as bf16, `x` rounded to it, where the machine is fast at that;
-/// sums are f32 in any case.
-pub(crate) fn linear(of: Linear<'_>, narrow: bool) -> Result<Computed> {
-    by_weight(of, of.weight.matrix("linear")?, narrow)
-}
-
-/// `dy·W + Σ terms` for `dy` `[n, out]`, which stands for `x`, and `w` `[out, in]`: `[n, in]`.
-pub(crate) fn linear_input_gradient(of: Linear<'_>, narrow: bool) -> Result<Computed> {
-    by_weight(of, of.weight.matrix("linear")?.transposed(), narrow)
-}
-
-/// [`linear`] into memory of `n` rows, of the type that decides about rounding.
-pub(crate) fn linear_into<T: Room>(to: &mut [T], of: Linear<'_>) -> Result<()> {
-    with_job(of, of.weight.matrix("linear")?, |job| T::receive(to, job))
-}
-
-/// [`linear_input_gradient`] as [`linear_into`].
-pub(crate) fn linear_input_gradient_into<T: Room>(to: &mut [T], of: Linear<'_>) -> Result<()> {
-    with_job(of, of.weight.matrix("linear")?.transposed(), |job| T::receive(to, job))
-}
-
-/// An element of a product's result.
-pub(crate) trait Room: Copy + Default + Send {
-    /// Writes a product over all of `to`.
-    fn receive(to: &mut [Self], job: &Job<'_>);
-    /// New elements as what they are.
-    fn computed(elements: Vec<Self>) -> Computed;
-}
-
-impl Room for f32 {
-    fn receive(to: &mut [Self], job: &Job<'_>) {
-        job.run_over(to);
-    }
-
-    fn computed(elements: Vec<Self>) -> Computed {
-        Computed::F32(elements)
-    }
-}
-
-impl Room for bf16 {
-    fn receive(to: &mut [Self], job: &Job<'_>) {
-        #[cfg(target_arch = "x86_64")]
-        if job.planes() == Some(1) {
-            assert_eq!(to.len(), job.a.lines * job.b.lines, "the block holds the product");
-            #[expect(unsafe_code, reason = "products take the target as a pointer")]
-            // SAFETY: the assertion above makes room for every row.
-            return unsafe {
-                job.run_tiles(1, tiles::Out::Bf16(to.as_mut_ptr()), job.b.lines);
-            };
-        }
-        let mut wide = vec![0.0; to.len()];
-        job.run_over(&mut wide);
-        narrow(to, &wide);
-    }
-
-    fn computed(elements: Vec<Self>) -> Computed {
-        Computed::Bf16(elements)
-    }
-}
-
-/// `x·Mᵀ` with `m` reading the weight's memory.
-#[expect(unsafe_code, reason = "the result isn't written before the product does")]
-fn by_weight(of: Linear<'_>, m: Matrix, narrow: bool) -> Result<Computed> {
-    let len = of.n * m.rows;
-    with_job(of, m, |job| {
-        #[cfg(target_arch = "x86_64")]
-        if narrow && job.planes() == Some(1) {
-            let mut y = Vec::with_capacity(len);
-            // SAFETY: the capacity holds every row, and the product writes every element.
-            unsafe {
-                job.run_tiles(1, tiles::Out::Bf16(y.as_mut_ptr()), m.rows);
-                y.set_len(len);
-            }
-            return Computed::Bf16(y);
-        }
-        let mut y = Vec::with_capacity(len);
-        // SAFETY: as above.
-        unsafe {
-            job.run_into(y.as_mut_ptr(), m.rows);
-            y.set_len(len);
-        }
-        Computed::of(y, narrow)
-    })
-}
-
-/// Calls `run` with the product of `x` `[n, in]` and the matrix that `m` reads in the weight.
-fn with_job<R>(of: Linear<'_>, m: Matrix, run: impl FnOnce(&Job<'_>) -> R) -> Result<R> {
-    let Linear { n, bias, terms, .. } = of;
-    // Inner products read f32 alone on this side.
-    let wide = match of.x {
-        Elements::Bf16(x) if n <= dots::FEW => widened(x),
-        _ => Vec::new(),
-    };
-    let x = if wide.is_empty() { of.x } else { Elements::F32(&wide) };
-    let x = View::over(x, n, m.columns);
-    assert!(bias.is_none_or(|bias| bias.len() == m.rows), "one bias for each row of the weight");
-    let tails: Vec<_> = terms.iter().map(|t| (t.left.by_rows(), t.right.by_rows())).collect();
-    let fit = |(left, right): &(Factor<'_>, Factor<'_>)| {
-        left.lines == n && right.lines == m.rows && left.inner == right.inner
-    };
-    assert!(tails.iter().all(fit), "terms fit the product");
-    of.weight.with_elements(|elements| {
-        let b = Factor::rows(elements, m);
-        let (a, tails) = (x.by_rows(), tails.as_slice());
-        run(&Job { a, b, scale: 1.0, add: false, bias, tails, rounds: true, parallel: true })
-    })
-}
-
 /// `to = [to +] scale·a·bᵀ + bias + Σ tails`, all factors by lines of their inner dimension.
 #[derive(Clone, Copy)]
 pub(crate) struct Job<'a> {
@@ -415,14 +292,6 @@ impl Shared {
 }
 
 impl Job<'_> {
-    /// [`Job::run_into`] all of a row-major block.
-    #[expect(unsafe_code, reason = "products take the target as a pointer")]
-    fn run_over(&self, to: &mut [f32]) {
-        assert_eq!(to.len(), self.a.lines * self.b.lines, "the block holds the product");
-        // SAFETY: the assertion above makes room for every row.
-        unsafe { self.run_into(to.as_mut_ptr(), self.b.lines) };
-    }
-
     /// Multiplies on the way that suits the shape and the machine.
     ///
     /// # Safety

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{
     Computed,
     buffer::{computed, filled, piece_rows},
-    elementwise::lanes_sums,
+    elementwise::{lanes_sums, with_pieces},
     simd::vectorized,
 };
 use crate::elements::Elements;
@@ -34,6 +34,13 @@ pub(crate) fn computed_rows(
     })
 }
 
+/// A number for each of `n` rows of `d` elements.
+pub(crate) fn numbers(n: usize, d: usize, of: impl Fn(usize) -> f32 + Sync) -> Vec<f32> {
+    filled(n, piece_rows(d), |start, numbers| {
+        numbers.iter_mut().zip(start..).for_each(|(number, row)| *number = of(row));
+    })
+}
+
 /// Rows `rows` of `from`, of `d` elements each.
 pub(crate) fn select(from: Elements<'_>, rows: &[usize], d: usize) -> Computed {
     fn copy<T: Copy + Default + Send + Sync>(from: &[T], rows: &[usize], d: usize) -> Vec<T> {
@@ -50,11 +57,11 @@ pub(crate) fn select(from: Elements<'_>, rows: &[usize], d: usize) -> Computed {
     }
 }
 
-/// `n` rows of `d` elements: row `j` is the sum of those rows of `from` whose `to` is `j`, in
-/// their order.
+/// `n` rows of `d` elements: row `j` is the sum of those rows of `from` whose `to`, below `n`, is
+/// `j`, in their order.
 pub(crate) fn scatter_add(
-    from: &[f32],
-    to: impl Iterator<Item = usize>,
+    from: Elements<'_>,
+    to: impl Iterator<Item = usize> + Clone,
     n: usize,
     d: usize,
 ) -> Vec<f32> {
@@ -65,17 +72,30 @@ pub(crate) fn scatter_add(
             }
         }
     }
-    let mut places: Vec<(usize, usize)> = to.enumerate().map(|(i, j)| (j, i)).collect();
-    places.sort_unstable(); // by place, then in the order of `from`
-    filled(n * d, piece_rows(d) * d, |start, rows| {
-        let first = start / d;
-        let mut due = places[places.partition_point(|(j, _)| *j < first)..].iter().peekable();
-        for (j, sums) in (first..).zip(rows.chunks_exact_mut(d)) {
-            while let Some((_, i)) = due.next_if(|(place, _)| *place == j) {
-                add(sums, &from[i * d..(i + 1) * d]);
-            }
+    let (order, ends) = sorted(to, n);
+    gather(n, d, |j, sums| {
+        let start = if j == 0 { 0 } else { ends[j - 1] };
+        for i in &order[start..ends[j]] {
+            with_pieces([from], i * d..(i + 1) * d, |[row]| add(sums, row));
         }
     })
+}
+
+/// The order in which numbers below `n` ascend, equal ones as they come, and where those of each
+/// number end in it.
+fn sorted(numbers: impl Iterator<Item = usize> + Clone, n: usize) -> (Vec<usize>, Vec<usize>) {
+    let mut ends = vec![0; n];
+    numbers.clone().for_each(|j| ends[j] += 1);
+    let mut next = 0;
+    for end in &mut ends {
+        (*end, next) = (next, next + *end); // where a number's begin, for now
+    }
+    let mut order = vec![0; next];
+    for (i, j) in numbers.enumerate() {
+        order[ends[j]] = i;
+        ends[j] += 1;
+    }
+    (order, ends)
 }
 
 vectorized! {
@@ -124,13 +144,14 @@ mod tests {
         assert!(gather(3, 0, |_, _| {}).is_empty());
         assert!(columns(&[1.0, 2.0], 2, 1, &(1..1)).is_empty());
         assert_eq!(spread_columns(&[], 2, 1, &(1..1)), [0.0, 0.0]);
-        assert!(scatter_add(&[], [0, 0].into_iter(), 2, 0).is_empty());
+        let none = Elements::F32(&[]);
+        assert!(scatter_add(none, [0, 0].into_iter(), 2, 0).is_empty());
     }
 
     #[test]
     fn sums_are_in_the_order_of_their_terms() {
         let from = [1e8, 1.0, 5.0, -1e8, 1.0];
-        let found = scatter_add(&from, [2, 2, 0, 2, 2].into_iter(), 4, 1);
+        let found = scatter_add(Elements::F32(&from), [2, 2, 0, 2, 2].into_iter(), 4, 1);
         assert_eq!(found, [5.0, 0.0, 1.0, 0.0]);
     }
 }

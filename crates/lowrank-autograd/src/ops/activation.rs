@@ -114,8 +114,8 @@ pub fn gated(gate: &Value, up: &Value, f: Activation) -> Result<Value> {
 /// # Errors
 /// When `x` isn't a matrix with an even number of columns.
 pub fn gated_halves(x: &Value, f: Activation) -> Result<Value> {
-    let _time = profile::scope("gated");
     const OP: &str = "gated_halves";
+    let _time = profile::scope(OP);
     let (n, width) = dims2(OP, "the input", x.data())?;
     let d = width / 2;
     check_dims(OP, "the input", x.data(), &[n, 2 * d])?;

@@ -107,7 +107,8 @@ pub fn embedding(table: Rows<'_>, ids: &Arc<[u32]>, terms: Vec<LowRankRows>) -> 
             let mut found = Vec::new();
             if let Some(needed) = need_table {
                 let places = ids.iter().map(|id| *id as usize);
-                let dw = || tensor(scatter_add(&dy, places, rows, dim), &[rows, dim]);
+                let dw =
+                    || tensor(scatter_add(Elements::F32(&dy), places, rows, dim), &[rows, dim]);
                 found.push(needed.then(dw).transpose()?);
             }
             for term in &saved {

@@ -53,9 +53,8 @@ struct Layout {
     /// Rows of `x` that each expert takes.
     groups: Arc<[Range<usize>]>,
     input: usize,
-    /// Rows of one matrix, and which of them are multiplied with.
-    height: usize,
-    part: Range<usize>,
+    /// Rows of one matrix.
+    out: usize,
 }
 
 impl Layout {
@@ -69,15 +68,21 @@ impl Layout {
         groups.filter(|(_, rows)| !rows.is_empty()).collect()
     }
 
-    fn matrix(&self, stack: &Weight, expert: usize) -> Result<Weight> {
-        let first = expert * self.height;
-        stack.rows(first + self.part.start..first + self.part.end)
+    /// The pieces of memory that make up an expert's matrix, one below another, and their rows.
+    fn pieces(&self, stack: &Weight, expert: usize) -> Result<Vec<(Range<usize>, Weight)>> {
+        let matrix = stack.rows(expert * self.out..(expert + 1) * self.out)?;
+        let mut end = 0;
+        let rows = |piece: Weight| {
+            let start = end;
+            end += piece.dims()[0];
+            (start..end, piece)
+        };
+        Ok(matrix.pieces().into_iter().map(rows).collect())
     }
 }
 
-/// The product of each expert's rows of `x` `[n, in]` with rows `part` of its matrix:
-/// `[n, part.len()]`, bf16 if the matrices are. `groups` says which rows each expert takes, one range
-/// after another.
+/// The product of each expert's rows of `x` `[n, in]` with its matrix: `[n, out]`, bf16 if the
+/// matrices are. `groups` says which rows each expert takes, one range after another.
 ///
 /// # Errors
 /// Shapes that don't fit each other; groups that aren't the rows of `x`, in order.
@@ -85,7 +90,6 @@ pub fn grouped_linear(
     x: &Value,
     groups: &Arc<[Range<usize>]>,
     stack: Stack<'_>,
-    part: &Range<usize>,
     terms: Vec<LowRankStack>,
 ) -> Result<Value> {
     let _time = profile::scope(OP);
@@ -93,10 +97,10 @@ pub fn grouped_linear(
         Stack::Frozen(weight) => (weight.clone(), None),
         Stack::Trained(value) => (Weight::from_tensor(value.data())?, Some(value)),
     };
-    let layout = check(x, groups, &weight, part, &terms)?;
+    let layout = check(x, groups, &weight, &terms)?;
     if let Some(device) = composed::device_with(&weight, [x.data()]) {
         let stack = (weight, trained);
-        return composed::grouped_linear(x, groups, stack, part, &terms, &device);
+        return composed::grouped_linear(x, groups, stack, &terms, &device);
     }
     let contiguous = |t: LowRankStack| -> Result<LowRankStack> {
         Ok(LowRankStack { a: t.a.contiguous()?, b: t.b.contiguous()?, scale: t.scale })
@@ -117,7 +121,7 @@ pub fn grouped_linear(
     let mut parents = vec![x];
     parents.extend(trained);
     parents.extend(terms.iter().flat_map(|t| [&t.a, &t.b]));
-    let y = y.tensor(&[layout.rows(), part.len()])?;
+    let y = y.tensor(&[layout.rows(), layout.out])?;
     let y = Value::record_many(OP, y, &parents, |_| {
         let need_matrix = trained.map(Value::needs_gradient);
         let reads_x = need_matrix == Some(true) || kept.iter().any(|t| t.need_a);
@@ -140,7 +144,6 @@ fn check(
     x: &Value,
     groups: &Arc<[Range<usize>]>,
     stack: &Weight,
-    part: &Range<usize>,
     terms: &[LowRankStack],
 ) -> Result<Layout> {
     let wrong = |what, found: &[usize], must_be: String| Error::Shape {
@@ -149,12 +152,9 @@ fn check(
         found: found.to_vec(),
         must_be,
     };
-    let &[experts, height, input] = stack.dims() else {
+    let &[experts, out, input] = stack.dims() else {
         return Err(wrong("the stack", stack.dims(), "[experts, out, in]".into()));
     };
-    if part.start > part.end || part.end > height {
-        return Err(wrong("the part", &[part.start, part.end], format!("rows of {height}")));
-    }
     let (n, _) = dims2(OP, "the input", x.data())?;
     check_dims(OP, "the input", x.data(), &[n, input])?;
     let mut next = 0;
@@ -171,9 +171,9 @@ fn check(
         let (rows, _) = dims2(OP, "`lora_A`", term.a.data())?;
         let r = rows / experts.max(1);
         check_dims(OP, "`lora_A`", term.a.data(), &[experts * r, input])?;
-        check_dims(OP, "`lora_B`", term.b.data(), &[height, r * experts])?;
+        check_dims(OP, "`lora_B`", term.b.data(), &[out, r * experts])?;
     }
-    Ok(Layout { groups: Arc::clone(groups), input, height, part: part.clone() })
+    Ok(Layout { groups: Arc::clone(groups), input, out })
 }
 
 /// What an adapter's gradients need of it.
@@ -197,11 +197,12 @@ impl SavedTerm {
 struct Factor<'a> {
     /// `[experts·r, in]`
     a: F32<'a>,
-    /// `[r·experts, part]`: `B` by columns, so that products run along contiguous memory.
+    /// `[r·experts, out]`: `B` by columns, so that products run along contiguous memory.
     b: Vec<f32>,
     r: usize,
     experts: usize,
     input: usize,
+    out: usize,
     scale: f32,
 }
 
@@ -211,14 +212,13 @@ fn factors<'a>(terms: &'a [SavedTerm], layout: &Layout) -> Result<Vec<Factor<'a>
 
 impl<'a> Factor<'a> {
     fn of(term: &'a SavedTerm, layout: &Layout) -> Result<Self> {
-        let (experts, out) = (layout.groups.len(), layout.part.len());
+        let Layout { input, out, .. } = *layout;
+        let experts = layout.groups.len();
         let b = F32::of(OP, &term.b)?;
-        let width = b.len() / layout.height.max(1);
+        let width = b.len() / out.max(1);
         let r = width / experts.max(1);
-        let part = b.get(layout.part.start * width..).unwrap_or_default();
-        let b = transposed(part, [out, width]);
-        let (a, input) = (F32::of(OP, &term.a)?, layout.input);
-        Ok(Self { a, b, r, experts, input, scale: term.scale })
+        let b = transposed(&b, [out, width]);
+        Ok(Self { a: F32::of(OP, &term.a)?, b, r, experts, input, out, scale: term.scale })
     }
 
     /// `A_e`, `[r, in]`.
@@ -227,9 +227,10 @@ impl<'a> Factor<'a> {
         View::new(&self.a[expert * size..][..size], self.r, self.input)
     }
 
-    /// `B_eᵀ`, `[r, out]`.
-    fn b_of(&self, expert: usize, out: usize) -> View<'_> {
-        View::strided(&self.b[expert * out..], self.r, out, self.experts * out, 1)
+    /// Rows of `B_e`, `[rows.len(), r]`.
+    fn b_of(&self, expert: usize, rows: &Range<usize>) -> View<'_> {
+        let columns = &self.b[expert * self.out + rows.start..];
+        View::strided(columns, self.r, rows.len(), self.experts * self.out, 1).t()
     }
 }
 
@@ -259,19 +260,21 @@ fn forward<T: Room>(
     layout: &Layout,
     factors: &[Factor<'_>],
 ) -> Result<(Computed, Hidden)> {
-    let (input, out) = (layout.input, layout.part.len());
+    let Layout { input, out, .. } = *layout;
     let used = layout.used();
     let (y, hidden) = filled_parts(&lens(&used, out), |at, y: &mut [T]| {
         let (expert, rows) = &used[at];
-        let (n, x) = (rows.len(), x.slice(rows.start * input..rows.end * input));
-        let view = View::over(x, n, input);
+        let n = rows.len();
+        let x = View::over(x.slice(rows.start * input..rows.end * input), n, input);
         let hidden: Vec<Vec<f32>> =
-            (factors.iter()).map(|t| times(t.scale, view, t.a_of(*expert).t(), [n, t.r])).collect();
-        let terms: Vec<Term<'_>> = (factors.iter().zip(&hidden))
-            .map(|(t, h)| Term { left: View::new(h, n, t.r), right: t.b_of(*expert, out).t() })
-            .collect();
-        let (weight, terms) = (&layout.matrix(stack, *expert)?, &*terms);
-        product::linear_into(y, Linear { x, n, weight, bias: None, terms })?;
+            (factors.iter()).map(|t| times(t.scale, x, t.a_of(*expert).t(), [n, t.r])).collect();
+        for (rows, weight) in &layout.pieces(stack, *expert)? {
+            let terms: Vec<Term<'_>> = (factors.iter().zip(&hidden))
+                .map(|(t, h)| Term { left: View::new(h, n, t.r), right: t.b_of(*expert, rows) })
+                .collect();
+            let of = Linear { x, weight, bias: None, terms: &terms };
+            product::linear_into(&mut y[rows.start..], out, of)?;
+        }
         Ok(hidden)
     });
     Ok((T::computed(y), hidden.into_iter().collect::<Result<_>>()?))
@@ -299,9 +302,9 @@ struct Saved {
 /// What one expert's rows yield.
 struct Found {
     expert: usize,
-    /// `[part, in]`
+    /// `[out, in]`
     matrix: Option<Vec<f32>>,
-    /// `[r, in]` and `[r, part]` of each term.
+    /// `[r, in]` and `[r, out]` of each term.
     terms: Vec<[Option<Vec<f32>>; 2]>,
 }
 
@@ -338,7 +341,7 @@ impl Saved {
         x: Option<Elements<'_>>,
         factors: &[Factor<'_>],
     ) -> Result<(Computed, Vec<Found>)> {
-        let (input, out) = (self.layout.input, self.layout.part.len());
+        let Layout { input, out, .. } = self.layout;
         let used = self.layout.used();
         let width = if self.need_x { input } else { 0 };
         let (dx, found) = filled_parts(&lens(&used, width), |at, dx: &mut [T]| {
@@ -360,12 +363,12 @@ impl Saved {
         dx: Option<&mut [T]>,
         factors: &[Factor<'_>],
     ) -> Result<Found> {
-        let (input, out) = (self.layout.input, self.layout.part.len());
+        let Layout { input, out, .. } = self.layout;
         let n = self.layout.groups.get(expert).map_or(0, Range::len);
-        let (dy_view, x) = (View::over(dy, n, out), x.map(|x| View::over(x, n, input)));
+        let (dy, x) = (View::over(dy, n, out), x.map(|x| View::over(x, n, input)));
         let dh: Vec<Vec<f32>> = (factors.iter().zip(&self.terms))
             .map(|(factor, term)| match dx.is_some() || term.need_a {
-                true => times(factor.scale, dy_view, factor.b_of(expert, out).t(), [n, factor.r]),
+                true => times(factor.scale, dy, factor.b_of(expert, &(0..out)), [n, factor.r]),
                 false => Vec::new(),
             })
             .collect();
@@ -373,18 +376,21 @@ impl Saved {
             let terms: Vec<Term<'_>> = (factors.iter().zip(&dh))
                 .map(|(t, dh)| Term { left: View::new(dh, n, t.r), right: t.a_of(expert).t() })
                 .collect();
-            let (weight, terms) = (&self.layout.matrix(&self.weight, expert)?, &*terms);
-            let of = Linear { x: dy, n, weight, bias: None, terms };
-            product::linear_input_gradient_into(dx, of)?;
+            let pieces = self.layout.pieces(&self.weight, expert)?;
+            let layers = pieces.iter().enumerate().map(|(i, (rows, weight))| {
+                let terms = if i == 0 { &*terms } else { &[] };
+                Linear { x: dy.columns(rows.clone()), weight, bias: None, terms }
+            });
+            product::linear_input_gradients_into(dx, &layers.collect::<Vec<_>>())?;
         }
         let matrix = x.filter(|_| self.need_matrix == Some(true));
-        let matrix = matrix.map(|x| times(1.0, dy_view.t(), x, [out, input]));
+        let matrix = matrix.map(|x| times(1.0, dy.t(), x, [out, input]));
         let of_term = |(i, term): (usize, &SavedTerm)| {
             let r = factors[i].r;
             let x = x.filter(|_| term.need_a);
             let da = x.map(|x| times(1.0, View::new(&dh[i], n, r).t(), x, [r, input]));
             let h = self.hidden.as_ref().filter(|_| term.need_b).map(|h| &h[at][i]);
-            let db = h.map(|h| times(1.0, View::new(h, n, r).t(), dy_view, [r, out]));
+            let db = h.map(|h| times(1.0, View::new(h, n, r).t(), dy, [r, out]));
             [da, db]
         };
         Ok(Found { expert, matrix, terms: self.terms.iter().enumerate().map(of_term).collect() })
@@ -395,13 +401,12 @@ impl Saved {
     }
 
     fn matrix_gradient(&self, found: &[Found]) -> Result<Tensor> {
-        let (height, input) = (self.layout.height, self.layout.input);
-        let mut all = vec![0.0; self.experts() * height * input];
+        let Layout { input, out, .. } = self.layout;
+        let mut all = vec![0.0; self.experts() * out * input];
         for one in found {
-            let first = (one.expert * height + self.layout.part.start) * input;
-            put(&mut all, first, one.matrix.as_deref());
+            put(&mut all, one.expert * out * input, one.matrix.as_deref());
         }
-        tensor(all, &[self.experts(), height, input])
+        tensor(all, &[self.experts(), out, input])
     }
 
     fn a_gradient(&self, found: &[Found], term: usize, r: usize) -> Result<Tensor> {
@@ -414,7 +419,7 @@ impl Saved {
     }
 
     fn b_gradient(&self, found: &[Found], term: usize, r: usize) -> Result<Tensor> {
-        let (experts, out) = (self.experts(), self.layout.part.len());
+        let (experts, out) = (self.experts(), self.layout.out);
         let width = r * experts;
         let mut columns = vec![0.0; width * out];
         for one in found {
@@ -423,13 +428,7 @@ impl Saved {
                 put(&mut columns, (j * experts + one.expert) * out, Some(column));
             }
         }
-        let part = transposed(&columns, [width, out]);
-        if part.len() == self.layout.height * width {
-            return tensor(part, &[self.layout.height, width]);
-        }
-        let mut all = vec![0.0; self.layout.height * width];
-        put(&mut all, self.layout.part.start * width, Some(&part));
-        tensor(all, &[self.layout.height, width])
+        tensor(transposed(&columns, [width, out]), &[out, width])
     }
 }
 

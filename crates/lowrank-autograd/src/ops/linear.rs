@@ -200,8 +200,9 @@ fn forward(
         })
         .collect();
     let bias = whole_bias(bias, terms, out)?;
-    let (x, bias, terms_of) = (x.elements(), bias.as_deref(), &low_rank);
-    let y = product::linear(Linear { x, n, weight: w, bias, terms: terms_of }, narrow)?;
+    let x = View::over(x.elements(), n, w.dims()[1]);
+    let (bias, terms_of) = (bias.as_deref(), &low_rank);
+    let y = product::linear(Linear { x, weight: w, bias, terms: terms_of }, narrow)?;
     let hidden = terms.iter().zip(hidden).map(|(t, h)| tensor(h, &[n, t.a.dims()[0]]));
     Ok((y.tensor(&[n, out])?, hidden.collect::<Result<_>>()?))
 }
@@ -329,7 +330,8 @@ impl Saved {
             })
             .collect();
         let (weight, terms) = (&self.matrix, &*terms);
-        let of = Linear { x: dy, n, weight, bias: None, terms };
+        let x = View::over(dy, n, weight.dims()[0]);
+        let of = Linear { x, weight, bias: None, terms };
         product::linear_input_gradient(of, self.narrow)
     }
 

@@ -30,7 +30,7 @@ use crate::{
         F32, Floats, check_dims,
         cross_entropy::{Row, add, cap, multiply, scale, scale_and_add},
         dims2,
-        product::{self, Linear},
+        product::{self, Linear, View},
         tensor,
     },
     profile,
@@ -109,14 +109,15 @@ impl Layer<'_> {
     ) -> Result<Vec<Row>> {
         let (n, hidden) = (block.len(), self.memory.columns);
         let x = self.x.slice(block.start * hidden..block.end * hidden);
+        let x = View::over(x, n, hidden);
         let done = dx.as_ref().map_or(0, |dx| dx.len());
         let mut rows = vec![Row::new(); n];
         for (panel, weight) in self.panels(n)? {
-            let of = Linear { x, n, weight: &weight, bias: None, terms: &[] };
+            let of = Linear { x, weight: &weight, bias: None, terms: &[] };
             let mut z = product::linear(of, false)?.wide();
             let factors = self.absorb(&mut rows, targets, &mut z, panel.clone());
             let Some(dx) = dx.as_deref_mut() else { continue };
-            let of = Linear { x: Elements::F32(&z), ..of };
+            let of = Linear { x: View::new(&z, n, panel.len()), ..of };
             let part = product::linear_input_gradient(of, false)?.wide();
             match dx.get_mut(done..).filter(|so_far| !so_far.is_empty()) {
                 Some(so_far) => so_far

@@ -10,8 +10,8 @@ use crate::{
     kept::Kept,
     kernels::{
         F32, Floats, dims2,
-        elementwise::with_pieces_of,
-        rows::{add_weighted, computed_rows, dot, gather, weighted},
+        elementwise::with_pieces,
+        rows::{add_weighted, computed_rows, dot, gather, numbers, weighted},
         tensor,
     },
     profile,
@@ -38,10 +38,10 @@ pub fn mix_rows(x: &Value, weights: &Value, places: &Arc<[usize]>) -> Result<Val
     }
     let (x_data, w_data) = (x.data().contiguous()?, weights.data().contiguous()?);
     let (rows, w) = (Floats::of(OP, &x_data)?, F32::of(OP, &w_data)?);
-    let row = |row: usize| (rows.elements(), row * d..(row + 1) * d);
     let y = gather(n, d, |t, y| {
-        for j in t * k..(t + 1) * k {
-            with_pieces_of([row(places[j])], |[x]| add_weighted(y, w[j], x));
+        for (j, place) in places.iter().enumerate().take((t + 1) * k).skip(t * k) {
+            let row = place * d..(place + 1) * d;
+            with_pieces([rows.elements()], row, |[x]| add_weighted(y, w[j], x));
         }
     });
     Ok(Value::record(OP, tensor(y, &[n, d])?, [x, weights], |[need_x, need_w]| {
@@ -57,12 +57,9 @@ pub fn mix_rows(x: &Value, weights: &Value, places: &Arc<[usize]>) -> Result<Val
             });
             let x = kept.as_ref().map(|kept| kept.read(OP)).transpose()?;
             let dw = x.map(|x| {
-                let row = |row: usize| (x.elements(), row * d..(row + 1) * d);
-                gather(n, k, |t, dw| {
-                    for (j, dw) in dw.iter_mut().enumerate() {
-                        let place = row(places[t * k + j]);
-                        *dw = with_pieces_of([place], |[x]| dot(&dy[t * d..][..d], x));
-                    }
+                numbers(n * k, d, |j| {
+                    let (place, dy) = (places[j], &dy[j / k * d..][..d]);
+                    with_pieces([x.elements()], place * d..(place + 1) * d, |[x]| dot(dy, x))
                 })
             });
             let dx = dx.map(|dx| dx.tensor(&[m, d])).transpose()?;

@@ -26,6 +26,8 @@ use crate::{
 const OP: &str = "route";
 /// Added to the sum of weights before it divides, as transformers does.
 const TINY: f32 = 1e-20;
+/// Rows that are worth a task.
+const ROWS: usize = 64;
 
 /// What a router's logits are turned into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +59,9 @@ pub struct Routing {
 impl Routing {
     /// The experts of one token, given their `p`, the best first; of equal ones the first.
     fn choose(&self, p: &[f32]) -> Vec<usize> {
+        if self.bias.is_none() && self.groups.is_none() {
+            return largest(p, self.chosen);
+        }
         let bias = |e: usize| self.bias.as_ref().and_then(|b| b.get(e)).copied().unwrap_or(0.0);
         let mut rank: Vec<f32> = p.iter().enumerate().map(|(e, p)| p + bias(e)).collect();
         if let Some((groups, open)) = self.groups {
@@ -112,15 +117,15 @@ pub fn route(logits: &Value, routing: &Routing) -> Result<(Value, Arc<[usize]>)>
     }
     let z = logits.data().contiguous()?;
     let p = scores(&F32::of(OP, &z)?, experts, routing.score);
-    let k = routing.chosen;
-    let chosen = p.par_chunks_exact(experts).flat_map_iter(|p| routing.choose(p));
-    let chosen: Arc<[usize]> = chosen.collect::<Vec<_>>().into();
-    let (scale, normalized, score) = (routing.scale, routing.normalized, routing.score);
-    let w = gather(n, k, |row, w| {
-        let (p, chosen) = (&p[row * experts..][..experts], &chosen[row * k..][..k]);
+    let Routing { chosen: k, scale, normalized, score, .. } = *routing;
+    let (mut chosen, mut w) = (vec![0; n * k], vec![0.0; n * k]);
+    let rows = chosen.par_chunks_exact_mut(k).zip(w.par_chunks_exact_mut(k));
+    rows.zip(p.par_chunks_exact(experts)).with_min_len(ROWS).for_each(|((chosen, w), p)| {
+        chosen.copy_from_slice(&routing.choose(p));
         let total = if normalized { total(p, chosen) } else { 1.0 };
         w.iter_mut().zip(chosen).for_each(|(w, e)| *w = p[*e] / total * scale);
     });
+    let chosen: Arc<[usize]> = chosen.into();
     let w = Value::record(OP, tensor(w, &[n, k])?, [logits], |_| {
         let chosen = Arc::clone(&chosen);
         move |dw: Tensor| {

@@ -30,7 +30,8 @@ pub fn select_rows(x: &Value, rows: &Arc<[usize]>) -> Result<Value> {
     Ok(Value::record(OP, y, [x], |_| {
         move |dy: Tensor| {
             let dy = dy.contiguous()?;
-            let dx = kernel::scatter_add(&F32::of(OP, &dy)?, rows.iter().copied(), n, d);
+            let dy = Floats::of(OP, &dy)?;
+            let dx = kernel::scatter_add(dy.elements(), rows.iter().copied(), n, d);
             Ok([Some(tensor(dx, &[n, d])?)])
         }
     }))

@@ -20,8 +20,7 @@ pub struct LowRankStack<'a> {
     pub scale: f64,
 }
 
-/// Each expert's rows of `x` `[n, in]` by rows `part` of its matrix of `stack`
-/// `[experts, out, in]`: `[n, part.len()]`.
+/// Each expert's rows of `x` `[n, in]` by its matrix of `stack` `[experts, out, in]`: `[n, out]`.
 ///
 /// # Errors
 /// Shapes that don't fit each other.
@@ -29,7 +28,6 @@ pub fn grouped_linear(
     x: &Tensor,
     groups: &[Range<usize>],
     stack: &Tensor,
-    part: &Range<usize>,
     terms: &[LowRankStack<'_>],
 ) -> Result<Tensor> {
     let mut all = Vec::new();
@@ -43,10 +41,10 @@ pub fn grouped_linear(
             let b = b.narrow(2, expert, 1)?.squeeze(2)?.contiguous()?;
             w = (w + (b.matmul(&a)? * term.scale)?)?;
         }
-        all.push(x.matmul(&w.narrow(0, part.start, part.len())?.t()?)?);
+        all.push(x.matmul(&w.t()?)?);
     }
     match all.is_empty() {
-        true => Ok(Tensor::zeros((0, part.len()), x.dtype(), x.device())?),
+        true => Ok(Tensor::zeros((0, stack.dim(1)?), x.dtype(), x.device())?),
         false => Ok(Tensor::cat(&all, 0)?),
     }
 }

@@ -13,6 +13,7 @@ use proptest::prelude::*;
 use super::{
     bf16::Narrow,
     check::{Allowed, bits, check, check_weight, indices, normal, numbers, rounded},
+    linear::mapped,
 };
 
 /// So many groups of `n` rows, some of them empty.
@@ -45,63 +46,67 @@ proptest! {
     #[test]
     fn grouped_layers_equal_their_plain_version(
         (n, input, out, r) in (1..40usize, 1..40usize, 1..40usize, 1..4usize),
-        (experts, from) in (1..6usize, 0..40usize),
+        experts in 1..6usize,
         seed: u64,
     ) {
-        let (groups, part) = (groups(seed, n, experts), from % out..out);
+        let groups = groups(seed, n, experts);
         let t = normal(seed, &[
             &[n, input], &[experts, out, input],
             &[experts * r, input], &[out, r * experts], &[experts, input], &[out, experts],
         ]);
         check(
             &t,
-            |v| ops::grouped_linear(&v[0], &groups, Stack::Trained(&v[1]), &part, terms(&v[2..])),
-            |t| reference::grouped_linear(&t[0], &groups, &t[1], &part, &plain_terms(&t[2..])),
+            |v| ops::grouped_linear(&v[0], &groups, Stack::Trained(&v[1]), terms(&v[2..])),
+            |t| reference::grouped_linear(&t[0], &groups, &t[1], &plain_terms(&t[2..])),
         );
     }
 
     #[test]
     fn a_frozen_stack_is_read_wherever_its_matrices_lie(
-        (n, input, half) in (1..40usize, 1..40usize, 1..20usize),
+        (n, input, half, r) in (1..40usize, 1..40usize, 1..20usize, 1..4usize),
         dtype in prop::sample::select(vec![DType::F32, DType::BF16]),
+        in_file: bool,
         seed: u64,
     ) {
         let (experts, out) = (3, 2 * half);
         let groups = groups(seed, n, experts);
         let w = normal(!seed, &[&[experts, out, input]]).remove(0).to_dtype(dtype).expect("dtype");
-        let whole = Weight::from_tensor(&w).expect("a weight");
+        let whole = if in_file { mapped(&w, 64) } else { Weight::from_tensor(&w) };
+        let whole = whole.expect("a weight");
         let parts = (0..2 * experts).map(|i| whole.rows(i * half..(i + 1) * half));
         let parts = parts.collect::<Result<_, _>>().expect("rows");
         let stack = Weight::stacked(parts, &[experts, out, input]).expect("a stack");
-        let x = [rounded(&normal(seed, &[&[n, input]]).remove(0), dtype)];
-        for part in [0..half, half..out] {
-            let run = |w: &Weight, x: &Value| {
-                ops::grouped_linear(x, &groups, Stack::Frozen(w), &part, Vec::new())
-            };
-            check_weight(
-                dtype,
-                &x,
-                |v| run(&stack, &v[0]),
-                |t| {
-                    let w = w.to_dtype(t[0].dtype())?;
-                    reference::grouped_linear(&t[0], &groups, &w, &part, &[])
-                },
-            );
-            let x = Value::constant(x[0].clone());
-            let [one, other] = [&whole, &stack].map(|w| run(w, &x).expect("a product"));
-            assert_eq!(bits(one.data()), bits(other.data()));
-        }
+        let mut t = normal(seed, &[
+            &[n, input], &[experts * r, input], &[out, r * experts], &[experts, input],
+            &[out, experts],
+        ]);
+        t[0] = rounded(&t[0], dtype);
+        let run = |w: &Weight, v: &[Value]| {
+            ops::grouped_linear(&v[0], &groups, Stack::Frozen(w), terms(&v[1..]))
+        };
+        check_weight(
+            dtype,
+            &t,
+            |v| run(&stack, v),
+            |t| {
+                let w = w.to_dtype(t[0].dtype())?;
+                reference::grouped_linear(&t[0], &groups, &w, &plain_terms(&t[1..]))
+            },
+        );
+        let values: Vec<Value> = t.into_iter().map(Value::constant).collect();
+        let [one, other] = [&whole, &stack].map(|w| run(w, &values).expect("a product"));
+        assert_eq!(bits(one.data()), bits(other.data()));
         assert_eq!(numbers(&stack.to_tensor().expect("a copy")), numbers(&w));
     }
 
     #[test]
     fn grouped_layers_of_bf16_equal_their_plain_version(
         (n, input, out, r) in (1..60usize, 1..40usize, 1..40usize, 1..4usize),
-        (experts, from) in (1..6usize, 0..40usize),
+        experts in 1..6usize,
         dtype in prop::sample::select(vec![DType::BF16, DType::BF16, DType::F32]),
         seed: u64,
     ) {
-        let (groups, part) = (groups(seed, n, experts), from % out..out);
+        let groups = groups(seed, n, experts);
         let t = normal(seed, &[
             &[n, input], &[experts * r, input], &[out, r * experts], &[experts, input],
             &[out, experts],
@@ -114,10 +119,10 @@ proptest! {
         };
         let allowed = Allowed { parts, rounded: &[0], ..Allowed::default() };
         Narrow { narrow: 1, output, allowed, ..Narrow::all(&t) }.check(
-            |v| ops::grouped_linear(&v[0], &groups, Stack::Frozen(&stack), &part, terms(&v[1..])),
+            |v| ops::grouped_linear(&v[0], &groups, Stack::Frozen(&stack), terms(&v[1..])),
             |t| {
                 let w = w.to_dtype(t[0].dtype())?;
-                reference::grouped_linear(&t[0], &groups, &w, &part, &plain_terms(&t[1..]))
+                reference::grouped_linear(&t[0], &groups, &w, &plain_terms(&t[1..]))
             },
         );
     }
@@ -176,6 +181,23 @@ proptest! {
         check(&t, mix, plain);
         let (output, allowed) = (DType::F32, Allowed { rounded: &[0], ..Allowed::default() });
         Narrow { narrow: 1, output, allowed, ..Narrow::all(&t) }.check(mix, plain);
+    }
+}
+
+#[test]
+fn parts_of_a_file_make_up_a_matrix_in_any_order() {
+    let w = normal(3, &[&[4, 5]]).remove(0);
+    let whole = mapped(&w, 64).expect("a weight");
+    for order in [[0_u32, 1, 2, 3], [1, 0, 2, 3], [0, 2, 1, 3], [1, 2, 3, 0], [0, 0, 1, 2]] {
+        let parts = order.iter().map(|row| whole.rows(*row as usize..*row as usize + 1));
+        let parts = parts.collect::<Result<_, _>>().expect("rows");
+        let stack = Weight::stacked(parts, &[2, 2, 5]).expect("a stack");
+        for (expert, rows) in order.chunks(2).enumerate() {
+            let rows = Tensor::new(rows, &Device::Cpu).expect("rows");
+            let expected = w.index_select(&rows, 0).expect("rows");
+            let found = stack.rows(2 * expert..2 * expert + 2).and_then(|m| m.to_tensor());
+            assert_eq!(numbers(&found.expect("a matrix")), numbers(&expected));
+        }
     }
 }
 

@@ -163,7 +163,8 @@ fn weight(w: &Tensor, place: Place, transposed: bool) -> Weight {
     if transposed { weight.transpose() } else { weight }
 }
 
-fn mapped(t: &Tensor, start: usize) -> lowrank_autograd::Result<Weight> {
+/// The tensor in a file, from byte `start` on.
+pub(crate) fn mapped(t: &Tensor, start: usize) -> lowrank_autograd::Result<Weight> {
     let mut bytes = vec![0xFF; start];
     let numbers = t.flatten_all()?;
     match t.dtype() {

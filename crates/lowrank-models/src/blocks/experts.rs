@@ -23,7 +23,7 @@ use crate::{Builder, DropoutSite};
 pub struct Experts {
     gate_up_proj: Stack,
     down_proj: Stack,
-    shape: MlpShape,
+    activation: Activation,
 }
 
 /// What files that hold each expert by itself call its gate, up and down projection.
@@ -50,7 +50,7 @@ impl Experts {
         Ok(Self {
             gate_up_proj: b.stack("gate_up_proj", &[gate, up], [experts, inner, hidden])?,
             down_proj: b.stack("down_proj", &[down], [experts, hidden, inner])?,
-            shape,
+            activation: shape.activation,
         })
     }
 
@@ -59,12 +59,10 @@ impl Experts {
     /// # Errors
     /// When `x` doesn't fit.
     pub fn forward(&self, x: &Value, routes: &Routes, pass: &Pass) -> Result<Value> {
-        let MlpShape { hidden_size, intermediate_size: inner, activation, .. } = self.shape;
         let x = ops::select_rows(x, &routes.tokens)?;
-        let gate = self.gate_up_proj.forward(&x, &routes.groups, &(0..inner), pass)?;
-        let up = self.gate_up_proj.forward(&x, &routes.groups, &(inner..2 * inner), pass)?;
-        let y = ops::gated(&gate, &up, activation)?;
-        let y = self.down_proj.forward(&y, &routes.groups, &(0..hidden_size), pass)?;
+        let gate_up = self.gate_up_proj.forward(&x, &routes.groups, pass)?;
+        let y = ops::gated_halves(&gate_up, self.activation)?;
+        let y = self.down_proj.forward(&y, &routes.groups, pass)?;
         ops::mix_rows(&y, &routes.weights, &routes.places)
     }
 }

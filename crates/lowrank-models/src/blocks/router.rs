@@ -90,22 +90,24 @@ impl Routes {
     /// below `experts`.
     fn new(weights: Value, chosen: &[usize], experts: usize) -> Self {
         let each = chosen.len() / weights.dims().first().copied().unwrap_or_default().max(1);
-        let mut visits: Vec<usize> = (0..chosen.len()).collect();
-        visits.sort_by_key(|visit| chosen[*visit]);
-        let mut places = vec![0; chosen.len()];
         let mut ends = vec![0; experts];
-        for (place, &visit) in visits.iter().enumerate() {
-            places[visit] = place;
-            ends[chosen[visit]] = place + 1;
-        }
+        chosen.iter().for_each(|expert| ends[*expert] += 1);
         let mut start = 0;
-        let groups = ends.into_iter().map(|end| {
-            let group = start..end.max(start);
-            start = group.end;
-            group
-        });
-        let groups = groups.collect();
-        let tokens = visits.into_iter().map(|visit| visit / each.max(1)).collect();
+        let groups: Arc<[Range<usize>]> = ends
+            .iter()
+            .map(|visits| {
+                start += visits;
+                start - visits..start
+            })
+            .collect();
+        let mut next: Vec<usize> = groups.iter().map(|group| group.start).collect();
+        let (mut places, mut tokens) = (vec![0; chosen.len()], vec![0; chosen.len()]);
+        for (visit, &expert) in chosen.iter().enumerate() {
+            places[visit] = next[expert];
+            tokens[next[expert]] = visit / each.max(1);
+            next[expert] += 1;
+        }
+        let tokens = tokens.into();
         Self { weights, tokens, groups, places: places.into() }
     }
 }

@@ -43,25 +43,19 @@ impl Stack {
         &self.0.layers
     }
 
-    /// The product of each expert's rows of `x` `[n, in]` with rows `part` of its matrix:
-    /// `[n, part.len()]`; `groups` says which rows each takes, one range after another.
+    /// The product of each expert's rows of `x` `[n, in]` with its matrix: `[n, out]`; `groups` says
+    /// which rows each takes, one range after another.
     ///
     /// # Errors
     /// When `x` or `groups` don't fit.
-    pub fn forward(
-        &self,
-        x: &Value,
-        groups: &Arc<[Range<usize>]>,
-        part: &Range<usize>,
-        pass: &Pass,
-    ) -> Result<Value> {
+    pub fn forward(&self, x: &Value, groups: &Arc<[Range<usize>]>, pass: &Pass) -> Result<Value> {
         let weight = self.0.weight.operand(pass);
         let stack = match &weight {
             Operand::Frozen(weight) => ops::Stack::Frozen(weight),
             Operand::Trained(value) => ops::Stack::Trained(value),
         };
         let terms = self.0.slots.active(pass).iter().map(|l| l.low_rank_stack(pass)).collect();
-        ops::grouped_linear(x, groups, stack, part, terms)
+        ops::grouped_linear(x, groups, stack, terms)
     }
 
     /// Its adapters.
