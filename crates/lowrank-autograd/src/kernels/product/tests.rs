@@ -166,6 +166,27 @@ fn every_engine_multiplies_odd_sizes_in_every_layout_and_dtype() {
     }
 }
 
+#[test] // with more threads than cores, some of them finish parts of what others began
+fn results_do_not_depend_on_who_makes_them() {
+    let ([m, n, k], stride) = ([300, 700, 1100], 703);
+    let (a, b) = (numbers(1, m * k), numbers(2, n * k));
+    let narrow = b.iter().map(|v| bf16::from_f32(*v)).collect();
+    for b in [Memory::F32(b), Memory::Bf16(narrow)] {
+        let product = |threads: usize| {
+            let (a, b) = (View::new(&a, m, k).by_rows(), View::over(b.elements(), n, k).by_rows());
+            let (bias, tails, rounds) = (None, &[][..], true);
+            let job = Job { a, b, scale: 1.0, add: false, bias, tails, rounds, parallel: true };
+            let mut to = vec![0.0; m * stride];
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let pool = pool.expect("threads");
+            pool.install(|| run(job, None, &mut to, stride));
+            to
+        };
+        let alone = product(1);
+        (0..10).for_each(|_| assert!(product(5) == alone, "results differ"));
+    }
+}
+
 #[test]
 fn bias_tails_and_what_stood_there_are_added() {
     for engine in Engine::all() {

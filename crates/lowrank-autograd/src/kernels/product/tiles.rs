@@ -4,16 +4,20 @@
 //!
 //! A block of the left factor is packed once for all tasks, if it has to be ([`Left`]). Each task packs
 //! a block of strips of the right one and goes through it row by row, so that what it puts lies side
-//! by side.
+//! by side ([`Block`]).
 
-use std::ops::Range;
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use half::bf16;
 use rayon::prelude::*;
 
 use super::{
     Job, Shared,
-    amx::{self, Place, Plan, ROWS, STEPS, Sums},
+    amx::{Place, ROWS, STEPS},
+    block::{Block, Hand},
     blocked::SERIAL,
     engine::Engine,
     left::Left,
@@ -76,14 +80,14 @@ impl Out {
 
 /// A matrix of the target's shape: its memory and elements from row to row.
 #[derive(Clone, Copy)]
-struct Rows<P> {
+pub(super) struct Rows<P> {
     at: P,
     stride: usize,
 }
 
 impl Rows<Shared> {
     /// The memory from an element on, and bytes from one row to the next.
-    fn place(&self, row: usize, column: usize) -> (*const u8, usize) {
+    pub(super) fn place(&self, row: usize, column: usize) -> (*const u8, usize) {
         let at = self.at.at(row * self.stride + column);
         (at.cast_const().cast(), self.stride * size_of::<f32>())
     }
@@ -105,7 +109,7 @@ pub(super) struct Piece<'a> {
     pub(super) chunk: usize,
     pub(super) extra: Extra<'a>,
     /// Whether sums begin with what stands there; from row 0 on.
-    begin: Option<Rows<Shared>>,
+    pub(super) begin: Option<Rows<Shared>>,
     to: Rows<Out>,
 }
 
@@ -165,13 +169,13 @@ impl Job<'_> {
 }
 
 impl Piece<'_> {
-    fn chunks(&self) -> usize {
+    pub(super) fn chunks(&self) -> usize {
         self.inner[1].div_ceil(self.chunk).max(1)
     }
 
     /// First and number of elements of the inner dimension of a chunk, and the steps of its panels
     /// as of those of all.
-    fn chunk(&self, number: usize) -> ([usize; 2], [usize; 2]) {
+    pub(super) fn chunk(&self, number: usize) -> ([usize; 2], [usize; 2]) {
         let before = number * self.chunk;
         let len = self.chunk.min(self.inner[1] - before);
         let main = len.div_ceil(2).next_multiple_of(STEPS);
@@ -189,25 +193,37 @@ impl Piece<'_> {
         let blocks = strips.div_ceil(self.strips).next_multiple_of(threads).min(strips);
         let left = Left::of(self, parallel, blocks.div_ceil(threads));
         let cuts = threads.div_ceil(blocks.max(1)).min(panels.max(1));
-        let task = |index: usize| {
+        let block = |index: usize| {
             let part = |i: usize, of: usize, all: usize| i * all / of..(i + 1) * all / of;
             let (block, cut) = (index / cuts, index % cuts);
-            Block::new(self, &left, part(cut, cuts, panels), part(block, blocks, strips)).run();
+            Block::new(self, &left, part(cut, cuts, panels), part(block, blocks, strips))
         };
-        match parallel {
-            true => (0..blocks * cuts).into_par_iter().for_each(task),
-            false => (0..blocks * cuts).for_each(task),
+        let all: Vec<Block<'_>> = (0..blocks * cuts).map(block).collect();
+        if !parallel {
+            let mut hand = Hand::new(self);
+            all.iter().for_each(|block| block.run(&mut hand));
+            return hand.finish();
         }
+        let begun = AtomicUsize::new(0);
+        all.par_iter().with_max_len(1).for_each(|block| {
+            begun.fetch_add(1, Ordering::Relaxed);
+            let mut hand = Hand::new(self);
+            block.run(&mut hand);
+            if begun.load(Ordering::Relaxed) == all.len() {
+                all.iter().for_each(|block| block.help(&mut hand));
+            }
+            hand.finish();
+        });
     }
 
     /// The target's memory from an element on.
-    fn place(&self, row: usize, column: usize) -> Place {
+    pub(super) fn place(&self, row: usize, column: usize) -> Place {
         let Rows { at, stride } = self.to;
         let narrow = matches!(at, Out::Bf16(_));
         Place { at: at.at(row * stride + column), row_bytes: stride * at.size(), narrow }
     }
 
-    fn pack_right(&self, strips: &Range<usize>, chunk: usize) -> Scratch {
+    pub(super) fn pack_right(&self, strips: &Range<usize>, chunk: usize) -> Scratch {
         let (inner, [main, steps]) = self.chunk(chunk);
         let mut right = Scratch::take(strips.len() * self.panel_len(chunk));
         let first = strips.start * ROWS;
@@ -236,90 +252,8 @@ impl Piece<'_> {
 
     /// Lanes from one panel of the right factor to the next: not a multiple of a page, so that the
     /// same steps of all don't want the same lines of a cache.
-    fn panel_len(&self, chunk: usize) -> usize {
+    pub(super) fn panel_len(&self, chunk: usize) -> usize {
         let (_, [_, steps]) = self.chunk(chunk);
         steps * ROWS * self.planes + 32
-    }
-}
-
-/// Panels of the left factor, by strips of the right one.
-struct Block<'a> {
-    of: &'a Piece<'a>,
-    left: &'a Left<'a>,
-    panels: Range<usize>,
-    strips: Range<usize>,
-    /// Sums of all results from one chunk to the next.
-    between: Scratch,
-    /// Those of the last chunk: while one is made the other one waits.
-    sums: [Sums; 2],
-    plan: Plan,
-}
-
-impl<'a> Block<'a> {
-    fn new(
-        of: &'a Piece<'a>,
-        left: &'a Left<'a>,
-        panels: Range<usize>,
-        strips: Range<usize>,
-    ) -> Self {
-        let results = if of.chunks() > 1 { panels.len() * strips.len() } else { 0 };
-        let between = Scratch::take(results * ROWS * ROWS);
-        let mut plan = Plan::new();
-        plan.sums_row = ROWS * size_of::<f32>();
-        plan.to = of.place(0, 0);
-        let sums = [Sums::new(), Sums::new()];
-        Self { of, left, panels, strips, between, sums, plan }
-    }
-
-    /// Multiplies chunk after chunk.
-    #[expect(unsafe_code, reason = "tile kernels take pointers")]
-    fn run(&mut self) {
-        // SAFETY: this runs where tiles exist.
-        let _tiles = unsafe { amx::Tiles::configure() };
-        let (chunks, strips) = (self.of.chunks(), self.strips.clone());
-        for chunk in 0..chunks {
-            let right = self.of.pack_right(&strips, chunk);
-            for i in 0..self.panels.len() {
-                self.left.aim(&mut self.plan, self.panels.start + i, chunk * self.of.chunk);
-                (0..strips.len()).for_each(|j| self.result(chunk, [i, j], &right));
-            }
-        }
-        if !self.plan.waiting.is_null() {
-            // SAFETY: a whole result waits, and has room.
-            unsafe { self.plan.to.put(self.plan.waiting, 0) };
-        }
-    }
-
-    /// Multiplies a chunk of the panel, which the plan reads, and the strip of a result.
-    #[expect(unsafe_code, reason = "tile kernels take pointers")]
-    fn result(&mut self, chunk: usize, [i, j]: [usize; 2], right: &[u32]) {
-        let (of, plan, number) = (self.of, &mut self.plan, i * self.strips.len() + j);
-        let (row, column) = ((self.panels.start + i) * ROWS, (self.strips.start + j) * ROWS);
-        let size = [of.rows[1] - row, of.of.b.lines - column].map(|len| len.min(ROWS));
-        let (place, whole) = (of.place(row, column), size == [ROWS; 2]);
-        let (_, [main, steps]) = of.chunk(chunk);
-        plan.right = right[j * of.panel_len(chunk)..].as_ptr();
-        let begin = of.begin.map(|begin| begin.place(row, column));
-        let between = self.between.as_mut_ptr().wrapping_add(number * ROWS * ROWS);
-        let start = match chunk {
-            0 => begin.filter(|_| whole),
-            _ => Some((between.cast_const().cast(), plan.sums_row)),
-        };
-        (plan.start, plan.start_row) = start.unwrap_or((std::ptr::null(), 0));
-        let is_last = chunk + 1 == of.chunks();
-        plan.sums =
-            if is_last { self.sums[number % 2].as_mut_ptr() } else { between.cast::<f32>() };
-        // SAFETY: the panels hold `steps` steps, sums have room where they stand, whole results are
-        // read and put where the target has room, and this thread's tiles are configured.
-        unsafe {
-            plan.multiply([main, steps - main], of.planes);
-            plan.waiting = std::ptr::null();
-            match (is_last, whole) {
-                (true, true) => plan.waiting = plan.sums,
-                (true, false) => place.put_edge(plan.sums, size, begin),
-                (false, _) => {}
-            }
-        }
-        plan.to = place;
     }
 }
