@@ -7,7 +7,9 @@ use std::sync::{
 
 use rayon::Yield;
 
-/// Looks for a task after which a worker lets other programs have its core between two looks.
+/// Looks for a task that a worker takes at a time.
+const LOOKS: usize = 32;
+/// Looks in vain after which it lets other programs have its core between two of them.
 const EAGER: u32 = 1 << 12;
 /// Turns of a spin loop between two looks: some hundred nanoseconds.
 const PAUSE: u32 = 16;
@@ -26,7 +28,7 @@ impl Awake {
             let over = Arc::clone(&over);
             rayon::spawn_broadcast(move |worker| {
                 if worker.index() != own {
-                    look_for_tasks(&over);
+                    look_for_tasks(Arc::clone(&over), 0);
                 }
             });
         }
@@ -40,20 +42,28 @@ impl Drop for Awake {
     }
 }
 
-fn look_for_tasks(over: &AtomicBool) {
-    let mut looks = 0;
-    while !over.load(Ordering::Relaxed) {
-        looks = if rayon::yield_now() == Some(Yield::Executed) { 0 } else { looks + 1 };
-        match looks {
+/// Looks for tasks, `in_vain` times so far, for a while. The worker may have come here from a task that
+/// waits for another one, and that goes on only when this returns: what is left is a task of its own.
+fn look_for_tasks(over: Arc<AtomicBool>, mut in_vain: u32) {
+    for _ in 0..LOOKS {
+        if over.load(Ordering::Relaxed) {
+            return;
+        }
+        let found = rayon::yield_now() == Some(Yield::Executed);
+        in_vain = if found { 0 } else { in_vain.saturating_add(1) };
+        match in_vain {
             0 => {}
             1..EAGER => (0..PAUSE).for_each(|_| std::hint::spin_loop()),
             _ => std::thread::yield_now(),
         }
     }
+    rayon::spawn(move || look_for_tasks(over, in_vain));
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use rayon::prelude::*;
 
     use super::*;
@@ -76,5 +86,41 @@ mod tests {
         }
         let _outside = Awake::begin();
         assert_eq!(sum(), expected);
+    }
+
+    /// Waits, at most some seconds, and does other tasks meanwhile if it may.
+    fn wait(flag: &AtomicBool, works: bool) {
+        let start = Instant::now();
+        while !flag.load(Ordering::SeqCst) {
+            assert!(start.elapsed() < Duration::from_secs(20), "it never happens");
+            if works {
+                rayon::yield_now();
+            }
+        }
+    }
+
+    #[test]
+    fn a_task_that_waits_goes_on_when_what_it_waits_for_is_done() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("a pool");
+        let [begun, awake, taken, done] = [const { AtomicBool::new(false) }; 4];
+        let (set, short) = (|flag: &AtomicBool| flag.store(true, Ordering::SeqCst), 50);
+        let other_half = || {
+            set(&taken);
+            // The other worker waits, and is told to look for tasks.
+            std::thread::sleep(Duration::from_millis(short));
+        };
+        let waiting = || {
+            set(&begun);
+            wait(&awake, false);
+            rayon::join(|| wait(&taken, false), other_half);
+            set(&done);
+        };
+        let main = || {
+            wait(&begun, false);
+            let _awake = Awake::begin();
+            set(&awake);
+            wait(&done, true);
+        };
+        pool.install(|| rayon::join(main, waiting));
     }
 }

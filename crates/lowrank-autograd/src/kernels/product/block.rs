@@ -1,13 +1,18 @@
 //! Blocks of a piece that tiles multiply: one core packs a block's right factor and goes through its
-//! panels of the left one. Of the last chunk, a core that has nothing left to do takes panels too:
-//! on a machine that others use as well, one core may be several times as slow as the next.
+//! panels of the left one. A core that has nothing left to do takes panels too: on a machine that
+//! others use as well, one core may be several times as slow as the next.
 
 use std::{
     ops::Range,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
 };
 
 use super::{
+    Shared,
     amx::{self, Plan, ROWS, Sums},
     left::Left,
     scratch::Scratch,
@@ -25,28 +30,40 @@ pub(super) struct Block<'a> {
     panels: Range<usize>,
     strips: Range<usize>,
     /// While there is something to take part in.
-    last: Mutex<Option<Arc<Last>>>,
+    chunk: Mutex<Option<Arc<Chunk>>>,
+    /// Whether the last chunk has begun.
+    is_ending: AtomicBool,
 }
 
-/// The last chunk of a block.
-struct Last {
-    /// Its strips of the right factor.
+/// What is multiplied before the next elements of the inner dimension are.
+struct Chunk {
+    number: usize,
+    /// Strips of the right factor.
     right: Scratch,
-    /// Sums of the chunks before, of all results.
-    between: Scratch,
+    /// Sums of all results from one chunk to the next.
+    between: Shared,
     /// Panels that nobody has taken.
     free: Mutex<Range<usize>>,
+    /// Panels that other cores are at.
+    helped: AtomicUsize,
 }
 
-impl Last {
+impl Chunk {
     fn free(&self) -> MutexGuard<'_, Range<usize>> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn next(&self) -> Option<usize> {
+        self.free().next()
     }
 
     /// A panel for a core that helps.
     fn spare(&self) -> Option<usize> {
         let mut free = self.free();
-        if free.len() > OWN { free.next_back() } else { None }
+        let panel = if free.len() > OWN { free.next_back() } else { None };
+        // Before the block's own core can find nothing free.
+        self.helped.fetch_add(usize::from(panel.is_some()), Ordering::Relaxed);
+        panel
     }
 }
 
@@ -57,65 +74,57 @@ impl<'a> Block<'a> {
         panels: Range<usize>,
         strips: Range<usize>,
     ) -> Self {
-        Self { of, left, panels, strips, last: Mutex::new(None) }
+        let (chunk, is_ending) = (Mutex::new(None), AtomicBool::new(false));
+        Self { of, left, panels, strips, chunk, is_ending }
     }
 
     /// Multiplies chunk after chunk.
     pub(super) fn run(&self, hand: &mut Hand<'_>) {
-        let (panels, last) = (self.panels.len(), self.of.chunks() - 1);
-        let results = if last > 0 { panels * self.strips.len() } else { 0 };
+        let (panels, chunks) = (self.panels.len(), self.of.chunks());
+        let results = if chunks > 1 { panels * self.strips.len() } else { 0 };
         let mut between = Scratch::take(results * ROWS * ROWS);
-        for chunk in 0..last {
-            let right = self.of.pack_right(&self.strips, chunk);
-            let between = between.as_mut_ptr().cast();
-            (0..panels).for_each(|panel| self.multiply(hand, chunk, panel, &right, between));
-        }
-        let right = self.of.pack_right(&self.strips, last);
-        let last = Arc::new(Last { right, between, free: Mutex::new(0..panels) });
-        *self.last() = Some(Arc::clone(&last));
-        loop {
-            let Some(panel) = last.free().next() else { break };
-            self.multiply_last(hand, &last, panel);
-        }
-        *self.last() = None;
-    }
-
-    /// Takes part if the block's own core is still at it, and far from done.
-    pub(super) fn help(&self, hand: &mut Hand<'_>) {
-        let last = self.last().clone();
-        let Some(last) = last else { return };
-        while let Some(panel) = last.spare() {
-            self.multiply_last(hand, &last, panel);
+        let between = Shared(between.as_mut_ptr().cast());
+        for number in 0..chunks {
+            let right = self.of.pack_right(&self.strips, number);
+            let (free, helped) = (Mutex::new(0..panels), AtomicUsize::new(0));
+            let chunk = Arc::new(Chunk { number, right, between, free, helped });
+            *self.chunk() = Some(Arc::clone(&chunk));
+            self.is_ending.store(number + 1 == chunks, Ordering::Relaxed);
+            while let Some(panel) = chunk.next() {
+                self.multiply(hand, &chunk, panel);
+            }
+            *self.chunk() = None;
+            while chunk.helped.load(Ordering::Acquire) > 0 {
+                thread::yield_now();
+            }
         }
     }
 
-    fn last(&self) -> MutexGuard<'_, Option<Arc<Last>>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Takes part while the block's own core is far from done with a chunk; says whether there may be
+    /// more to do later.
+    pub(super) fn help(&self, hand: &mut Hand<'_>) -> bool {
+        let is_ending = self.is_ending.load(Ordering::Relaxed);
+        let chunk = self.chunk().clone();
+        while let Some((chunk, panel)) = chunk.as_ref().and_then(|c| Some((c, c.spare()?))) {
+            self.multiply(hand, chunk, panel);
+            chunk.helped.fetch_sub(1, Ordering::Release);
+        }
+        !is_ending
     }
 
-    fn multiply_last(&self, hand: &mut Hand<'_>, last: &Last, panel: usize) {
-        // Sums of the last chunk go elsewhere.
-        let between = last.between.as_ptr().cast_mut().cast();
-        self.multiply(hand, self.of.chunks() - 1, panel, &last.right, between);
+    fn chunk(&self) -> MutexGuard<'_, Option<Arc<Chunk>>> {
+        self.chunk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Multiplies a chunk of a panel and all strips. Sums of the chunks before stand at `between`, and
-    /// so do those of this one, unless it is the last.
-    fn multiply(
-        &self,
-        hand: &mut Hand<'_>,
-        chunk: usize,
-        panel: usize,
-        right: &[u32],
-        between: *mut f32,
-    ) {
-        let of = self.of;
-        self.left.aim(&mut hand.plan, self.panels.start + panel, chunk * of.chunk);
+    /// Multiplies a panel and all strips.
+    fn multiply(&self, hand: &mut Hand<'_>, chunk: &Chunk, panel: usize) {
+        let (of, number) = (self.of, chunk.number);
+        self.left.aim(&mut hand.plan, self.panels.start + panel, number * of.chunk);
         for strip in 0..self.strips.len() {
-            hand.plan.right = right[strip * of.panel_len(chunk)..].as_ptr();
-            let number = panel * self.strips.len() + strip;
+            hand.plan.right = chunk.right[strip * of.panel_len(number)..].as_ptr();
+            let result = panel * self.strips.len() + strip;
             let place = [self.panels.start + panel, self.strips.start + strip];
-            hand.result(chunk, place, between.wrapping_add(number * ROWS * ROWS));
+            hand.result(number, place, chunk.between.at(result * ROWS * ROWS));
         }
     }
 }

@@ -9,6 +9,7 @@
 use std::{
     ops::Range,
     sync::atomic::{AtomicUsize, Ordering},
+    thread,
 };
 
 use half::bf16;
@@ -209,8 +210,10 @@ impl Piece<'_> {
             begun.fetch_add(1, Ordering::Relaxed);
             let mut hand = Hand::new(self);
             block.run(&mut hand);
-            if begun.load(Ordering::Relaxed) == all.len() {
-                all.iter().for_each(|block| block.help(&mut hand));
+            let mut is_free = begun.load(Ordering::Relaxed) == all.len();
+            while is_free {
+                is_free = all.iter().fold(false, |more, block| block.help(&mut hand) || more);
+                thread::yield_now();
             }
             hand.finish();
         });
