@@ -412,11 +412,12 @@ fn set_saved_embeddings(
     for (name, tensor) in tensors {
         let Ok(parsed) = TensorName::parse(name) else { continue };
         let Some(own) = embedding_name(modules, &parsed) else { continue };
+        // What an adapter trains of a table is its own: the layers tied to it keep the base's.
+        if modules.tensors().any(|t| t.name() == own && t.copy_of_any()) {
+            continue;
+        }
         let places = modules.tensors().filter(|t| t.name() == own || t.tied_to() == Some(&own));
-        for place in places {
-            if place.copy_of_any() {
-                continue;
-            }
+        for place in places.filter(|place| !place.copy_of_any()) {
             let before = place.to_saved()?;
             if before.dims() != tensor.dims() {
                 return Err(Error::Shape {

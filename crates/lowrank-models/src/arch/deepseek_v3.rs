@@ -11,6 +11,7 @@ use crate::{
         experts::{ExpertNames, Experts, SharedExpert, SparseMlp},
         latent_attention::{LatentAttention, LatentAttentionShape},
         mlp::{GatedMlp, MlpShape},
+        rotary::Rotary,
         router::Router,
     },
 };
@@ -36,7 +37,7 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     let shared = MlpShape { intermediate_size: shared_size, ..dense };
     let routing = routing(c, experts)?;
     let first = c.number_or("first_k_dense_replace", 3.0)?;
-    let shape = llama::decoder_shape(c, attention.rope_dim)?;
+    let shape = llama::decoder_shape(c, Rotary::whole(c, attention.rope_dim)?)?;
     let decoder = Decoder::build(&shape, &b.base(), |i, b| {
         let attention = LatentAttention::build(attention.clone(), &b.at("self_attn"))?;
         let place = b.at("mlp");

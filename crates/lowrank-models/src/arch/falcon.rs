@@ -75,7 +75,7 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     let (heads, head_dim) = (layout.shape.heads, layout.shape.head_dim);
     let positions = match layout.alibi {
         true => Positions::RoundedAlibi(RoundedAlibi::new(heads, head_dim)),
-        false => Positions::Rotary(Rotary::from_config(c, head_dim)?),
+        false => Positions::Rotary(Rotary::whole(c, head_dim)?),
     };
     let embedding = base.embedding("word_embeddings", c.size("vocab_size")?, hidden)?;
     let layers = c.size("num_hidden_layers")?;

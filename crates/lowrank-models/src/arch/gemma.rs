@@ -11,6 +11,7 @@ use crate::{
         attention::SelfAttentionShape,
         decoder::{Decoder, DecoderShape},
         mlp::MlpShape,
+        rotary::Rotary,
     },
 };
 
@@ -45,7 +46,7 @@ pub(super) fn attention(c: &Config) -> Result<SelfAttentionShape> {
 
 /// Llama's decoder with scaled embeddings and norms around 1.
 pub(super) fn decoder_shape(c: &Config) -> Result<DecoderShape> {
-    let shape = llama::decoder_shape(c, head_dim(c)?)?;
+    let shape = llama::decoder_shape(c, Rotary::whole(c, head_dim(c)?)?)?;
     Ok(DecoderShape {
         embedding_scale: Some((shape.norm.dim as f32).sqrt()),
         norm: NormShape { kind: NormKind::RmsAroundOne, ..shape.norm },
@@ -53,10 +54,11 @@ pub(super) fn decoder_shape(c: &Config) -> Result<DecoderShape> {
     })
 }
 
-/// Early configs say `gelu` of models that were trained with the tanh approximation.
+/// Early configs say `gelu`, under that name alone, of models that were trained with the tanh
+/// approximation.
 fn activation(c: &Config) -> Result<Activation> {
-    Ok(match c.activation("hidden_act", "gelu_pytorch_tanh")? {
-        Activation::Gelu => Activation::GeluTanh,
-        other => other,
-    })
+    match c.word("hidden_act")? {
+        Some("gelu") => Ok(Activation::GeluTanh),
+        _ => c.activation("hidden_act", "gelu_pytorch_tanh"),
+    }
 }

@@ -40,6 +40,7 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
 /// The config with what transformers takes where it says nothing.
 pub(super) fn defaults(c: &Config) -> Config {
     c.with_defaults([
+        ("num_attention_heads", 8.into()),
         ("num_key_value_heads", 4.into()),
         ("sliding_window", 4096.into()),
         ("pad_token_id", 0.into()),

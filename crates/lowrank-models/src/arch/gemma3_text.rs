@@ -26,11 +26,11 @@ pub(super) const ENTRY: Architecture = Architecture {
 
 fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     let c = &gemma2::defaults(c).with_defaults([("rope_theta", 1e6.into())]);
+    check_older_scaling(c)?;
     // `attn_logit_softcapping` has no effect in transformers either.
     let attention = gemma2::attention(c)?;
     let full = positions(c, "full_attention")?;
-    let local =
-        Rotary::from_config(&positions(&local(c), "sliding_attention")?, attention.head_dim)?;
+    let local = Rotary::whole(&positions(&local(c), "sliding_attention")?, attention.head_dim)?;
     let pattern = c.size_or("sliding_window_pattern", 6)?;
     let slides = sliding_layers(c, |i| (i + 1) % pattern != 0)?;
     let (mlp, shape) = (gemma2::mlp(c)?, gemma::decoder_shape(&full)?);
@@ -47,6 +47,17 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
         Ok(if slides { layer.turning_by(local.clone()) } else { layer })
     };
     gemma2::finish(c, task, Decoder::build(&shape, &b.base(), layer)?, b)
+}
+
+/// An error for the oldest name of a scaling's kind, which transformers doesn't read in this config:
+/// it would take the positions as plain ones.
+fn check_older_scaling(c: &Config) -> Result<()> {
+    let Some(old) = c.object("rope_scaling")? else { return Ok(()) };
+    let scales = old.word("type")?.is_some_and(|kind| kind != "default");
+    match old.get("rope_type").is_none() && scales {
+        true => Err(old.not_implemented("type", "the same under the name `rope_type`")),
+        false => Ok(()),
+    }
 }
 
 /// The config as layers that slide read it where positions are spelled in the older way.

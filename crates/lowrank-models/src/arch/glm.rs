@@ -11,6 +11,7 @@ use crate::{
         attention::{SelfAttention, SelfAttentionShape},
         decoder::{Decoder, DecoderLayer, DecoderShape},
         mlp::{GatedMlp, MlpShape},
+        rotary::Rotary,
     },
 };
 
@@ -62,7 +63,7 @@ pub(super) fn with_layers(
         rotary: RotaryStyle::Pairs,
         ..llama::attention(c)?
     };
-    let shape = llama::decoder_shape(c, attention.head_dim)?;
+    let shape = llama::decoder_shape(c, Rotary::from_config(c, attention.head_dim)?)?;
     let blocks = Blocks { attention, mlp: llama::mlp(c)?, shape };
     let decoder = Decoder::build(&blocks.shape, &b.base(), |_, b| layer(&blocks, b))?;
     llama::finish(c, task, decoder, b)

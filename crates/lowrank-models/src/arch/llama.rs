@@ -31,7 +31,7 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     let bias = c.switch_or("attention_bias", false)?;
     let attention = SelfAttentionShape { qkv_bias: bias, out_bias: bias, ..attention(c)? };
     let mlp = MlpShape { bias: c.switch_or("mlp_bias", false)?, ..mlp(c)? };
-    let shape = decoder_shape(c, attention.head_dim)?;
+    let shape = decoder_shape(c, Rotary::whole(c, attention.head_dim)?)?;
     let decoder = Decoder::build(&shape, &b.base(), |_, b| layer(&attention, &mlp, shape.norm, b))?;
     finish(c, task, decoder, b)
 }
@@ -76,13 +76,13 @@ pub(super) fn mlp(c: &Config) -> Result<MlpShape> {
 }
 
 /// The decoder that the config's sizes describe.
-pub(super) fn decoder_shape(c: &Config, head_dim: usize) -> Result<DecoderShape> {
+pub(super) fn decoder_shape(c: &Config, rotary: Rotary) -> Result<DecoderShape> {
     Ok(DecoderShape {
         vocab_size: c.size("vocab_size")?,
         embedding_scale: None,
         layers: c.size("num_hidden_layers")?,
         norm: NormShape::rms(c.size("hidden_size")?, c.epsilon_or("rms_norm_eps", 1e-6)?),
-        rotary: Rotary::from_config(c, head_dim)?,
+        rotary,
     })
 }
 
@@ -115,7 +115,7 @@ pub(super) fn with_attention(
     b: &Builder,
     attention: impl Fn(usize) -> SelfAttentionShape,
 ) -> Result<Parts> {
-    let (shape, mlp) = (decoder_shape(c, attention(0).head_dim)?, mlp(c)?);
+    let (shape, mlp) = (decoder_shape(c, Rotary::whole(c, attention(0).head_dim)?)?, mlp(c)?);
     let decoder =
         Decoder::build(&shape, &b.base(), |i, b| layer(&attention(i), &mlp, shape.norm, b))?;
     finish(c, task, decoder, b)

@@ -10,6 +10,7 @@ use crate::{
         attention::{SelfAttention, SelfAttentionShape},
         decoder::Decoder,
         experts::{ExpertNames, Experts, SparseMlp},
+        rotary::Rotary,
         router::{Balance, Router},
     },
 };
@@ -37,7 +38,7 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
         (llama::mlp(c)?, expert_count(c, ["num_experts", "num_local_experts"], 8)?);
     let routing = softmax_routing(c, experts, 2, true)?;
     let noise = c.probability_or("router_jitter_noise", 0.0)?;
-    let shape = llama::decoder_shape(c, attention.head_dim)?;
+    let shape = llama::decoder_shape(c, Rotary::whole(c, attention.head_dim)?)?;
     let decoder = Decoder::build(&shape, &b.base(), |_, b| {
         let attention = SelfAttention::build(&attention, &b.at("self_attn"))?;
         let place = b.at_filed("mlp", "block_sparse_moe");

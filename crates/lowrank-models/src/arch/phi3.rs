@@ -9,6 +9,7 @@ use crate::{
         attention::{SelfAttention, SelfAttentionShape},
         decoder::{BranchEnd, Decoder},
         mlp::GatedMlp,
+        rotary::Rotary,
     },
 };
 
@@ -37,7 +38,8 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     let (c, stretched) = &with_kind_of_positions(c)?;
     let window = c.size_or_none("sliding_window")?;
     let attention = SelfAttentionShape { window, ..llama::attention(c)? };
-    let (mlp, shape) = (llama::mlp(c)?, llama::decoder_shape(c, attention.head_dim)?);
+    let (mlp, shape) =
+        (llama::mlp(c)?, llama::decoder_shape(c, Rotary::from_config(c, attention.head_dim)?)?);
     let dropout = c.probability_or("resid_pdrop", 0.0)?;
     let layer = |_, b: &Builder| {
         let place = b.at("self_attn");

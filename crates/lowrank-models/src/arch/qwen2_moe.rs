@@ -13,6 +13,7 @@ use crate::{
         decoder::Decoder,
         experts::{ExpertNames, Experts, SharedExpert, SparseMlp},
         mlp::{GatedMlp, MlpShape},
+        rotary::Rotary,
         router::Router,
     },
 };
@@ -77,7 +78,7 @@ pub(super) fn decoder(
     let normalized = c.switch_or("norm_topk_prob", false)?;
     let routing = softmax_routing(c, experts, sizes.chosen, normalized)?;
     let (step, only) = (c.size_or("decoder_sparse_step", 1)?, c.places("mlp_only_layers")?);
-    let shape = llama::decoder_shape(c, attention(0).head_dim)?;
+    let shape = llama::decoder_shape(c, Rotary::whole(c, attention(0).head_dim)?)?;
     let decoder = Decoder::build(&shape, &b.base(), |i, b| {
         if only.contains(&i) || !(i + 1).is_multiple_of(step) {
             return llama::layer(&attention(i), &dense, shape.norm, b);

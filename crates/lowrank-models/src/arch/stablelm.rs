@@ -10,6 +10,7 @@ use crate::{
         decoder::{BranchEnd, Decoder, DecoderLayer, DecoderShape},
         head_norm::HeadNorm,
         mlp::GatedMlp,
+        rotary::Rotary,
     },
 };
 
@@ -40,7 +41,10 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     let qkv_bias = c.switch_or("use_qkv_bias", false)?;
     let attention = SelfAttentionShape { qkv_bias, ..llama::attention(c)? };
     let norm = NormShape::layer(attention.hidden_size, c.epsilon_or("layer_norm_eps", 1e-5)?);
-    let shape = DecoderShape { norm, ..llama::decoder_shape(c, attention.head_dim)? };
+    let shape = DecoderShape {
+        norm,
+        ..llama::decoder_shape(c, Rotary::from_config(c, attention.head_dim)?)?
+    };
     let mlp = llama::mlp(c)?;
     let normed_heads = c.switch_or("qk_layernorm", false)?;
     let parallel = c.switch_or("use_parallel_residual", false)?;

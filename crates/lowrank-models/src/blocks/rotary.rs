@@ -62,7 +62,12 @@ impl Rotary {
         };
         let dim = (head_dim as f64 * partial) as usize;
         if dim == 0 || !dim.is_multiple_of(2) || dim > head_dim {
-            return Err(c.wrong("head_dim", "such that an even number of its elements turn"));
+            let must_be = "such that an even number of a head's elements turn";
+            return Err(match given.get("partial_rotary_factor") {
+                Some(_) => given.wrong("partial_rotary_factor", must_be),
+                None if partial != 1.0 => c.wrong("partial_rotary_factor", must_be),
+                None => c.wrong("head_dim", must_be),
+            });
         }
         let kind = match (new.is_some() || old.is_some(), given.word("rope_type")?) {
             (false, _) => "default",
@@ -95,6 +100,21 @@ impl Rotary {
                     .not_implemented(named, "default, linear, dynamic, yarn, llama3, longrope"))
             }
         }
+    }
+
+    /// [`Rotary::from_config`] for models whose code turns whole heads, whatever the config says.
+    ///
+    /// # Errors
+    /// When a field is wrong, or asks for a part of a head.
+    pub fn whole(c: &Config, head_dim: usize) -> Result<Self> {
+        const PARTIAL: &str = "partial_rotary_factor";
+        let rotary = Self::from_config(c, head_dim)?;
+        if rotary.dim == head_dim {
+            return Ok(rotary);
+        }
+        let places = [c.object("rope_scaling")?, c.object("rope_parameters")?];
+        let place = places.into_iter().flatten().find(|place| place.get(PARTIAL).is_some());
+        Err(place.as_ref().unwrap_or(c).not_implemented(PARTIAL, "1"))
     }
 
     fn yarn(self, c: &Config, given: &Config) -> Result<Self> {
@@ -235,5 +255,26 @@ fn factor(given: &Config) -> Result<f64> {
     match given.number("factor")? {
         Some(factor) if factor >= 1.0 => Ok(factor),
         _ => Err(given.wrong("factor", "a number from 1 on")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_a_head_is_refused_where_the_code_turns_all_of_it() -> Result<()> {
+        let read = |text: &str| Config::parse("config.json".to_owned(), text);
+        assert_eq!(Rotary::whole(&read(r#"{"partial_rotary_factor": 1.0}"#)?, 8)?.dim, 8);
+        for text in [
+            r#"{"partial_rotary_factor": 0.5}"#,
+            r#"{"rope_parameters": {"rope_theta": 10.0, "partial_rotary_factor": 0.5}}"#,
+        ] {
+            let c = read(text)?;
+            assert_eq!(Rotary::from_config(&c, 8)?.dim, 4);
+            let message = Rotary::whole(&c, 8).expect_err("a half turns").to_string();
+            assert!(message.contains("partial_rotary_factor` is `0.5`"), "{message}");
+        }
+        Ok(())
     }
 }
