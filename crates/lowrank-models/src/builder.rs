@@ -19,6 +19,7 @@ use crate::{Architecture, Error, Result, Task, WeightPlace, Weights};
 
 mod bare;
 mod experts;
+mod tables;
 
 /// Where a fresh head's weights come from: normal with this deviation, transformers'
 /// `initializer_range`.
@@ -254,25 +255,6 @@ impl Builder {
         Ok(BaseTensor::widened(name, &self.made(&data)?)?)
     }
 
-    /// An embedding, `[rows, dim]`.
-    ///
-    /// # Errors
-    /// When the table is missing or misshapen.
-    pub fn embedding(&self, name: &str, rows: usize, dim: usize) -> Result<Embedding> {
-        let path = self.join(name);
-        Ok(self.register_embedding(&path, self.matrix(&path, &[rows, dim])?))
-    }
-
-    /// An embedding that reads another one's table under a name of its own, on the terms of
-    /// [`Builder::tied_linear`].
-    ///
-    /// # Errors
-    /// When the file has a table of its own and it is misshapen.
-    pub fn tied_embedding(&self, name: &str, table: &Embedding) -> Result<Embedding> {
-        let path = self.join(name);
-        Ok(self.register_embedding(&path, self.tied_weight(&path, table)?))
-    }
-
     /// An RMSNorm over `dim` elements.
     ///
     /// # Errors
@@ -301,13 +283,6 @@ impl Builder {
         Ok(self.register_norm(&path, norm))
     }
 
-    /// An embedding's table as a linear layer that is no module of its own; `name` is that of the
-    /// module that stands for it where the model's output layer is asked for.
-    pub fn table_as_linear(&self, name: &str, table: &Embedding) -> Linear {
-        let weight = table.weight().tied(format!("{}.weight", self.join(name)));
-        Linear::new(LinearKind::Linear, weight, None)
-    }
-
     /// A LayerNorm without weights.
     ///
     /// # Errors
@@ -332,12 +307,6 @@ impl Builder {
     ) -> Linear {
         let layer = Linear::new(kind, weight, bias);
         self.built().modules.push(path, Layer::Linear(layer.clone()));
-        layer
-    }
-
-    fn register_embedding(&self, path: &str, weight: BaseTensor) -> Embedding {
-        let layer = Embedding::new(weight);
-        self.built().modules.push(path, Layer::Embedding(layer.clone()));
         layer
     }
 
@@ -443,7 +412,7 @@ fn same_rows(a: &Weight, b: &Weight) -> Result<bool> {
     for start in (0..rows).step_by(ROWS) {
         let ids: Arc<[u32]> = (start..rows.min(start + ROWS)).map(|row| row as u32).collect();
         let read = |table| -> Result<Vec<f32>> {
-            let piece = ops::embedding(ops::Rows::Frozen(table), &ids, Vec::new())?;
+            let piece = ops::embedding(ops::Rows::Frozen(table), &ids, Vec::new(), None)?;
             Ok(piece.data().flatten_all()?.to_vec1()?)
         };
         if read(a)? != read(b)? {

@@ -146,6 +146,18 @@ impl Config {
         Ok(self.token_ids(key)?.first().copied())
     }
 
+    /// The row of the words' table that training leaves as it is: `pad_token_id`, or where the
+    /// config lacks the field what transformers' class has.
+    ///
+    /// # Errors
+    /// As [`Config::token_id`].
+    pub fn padding_row(&self, default: Option<u32>) -> Result<Option<u32>> {
+        match self.fields.contains_key("pad_token_id") {
+            true => self.token_id("pad_token_id"),
+            false => Ok(default),
+        }
+    }
+
     /// Token ids: none, one, or a list.
     ///
     /// # Errors

@@ -34,7 +34,7 @@ pub use model::{Model, OpenOptions, ProblemType};
 pub use network::{BlockCache, Cache, Context, Encoded, Network, recompute_block};
 pub use peft_model::{DEFAULT_ADAPTER, ParameterCount, PeftModel, get_peft_model};
 pub use save::{SaveOptions, Saved, Shard};
-pub use sequences::{Given, Input, Padded, Sequences};
+pub use sequences::{Input, Padded, Sequences};
 pub use task::Task;
 pub use task_heads::Head;
 pub use weights::{WeightPlace, Weights};

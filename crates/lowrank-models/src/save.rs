@@ -80,13 +80,13 @@ impl Model {
     /// Plans the files of this model, merged adapters included.
     ///
     /// Tensors that share memory are written once, under the name that others are tied to. Where a
-    /// merge has parted them both are written.
+    /// merge has parted them, or transformers wouldn't tie them, both are written.
     ///
     /// # Errors
     /// When a dtype isn't one that files hold.
     pub fn saved(&self, options: &SaveOptions) -> Result<Saved<'_>> {
-        let mut entries = Vec::new();
-        for tensor in self.modules.tensors().filter(|tensor| !self.is_tied(tensor)) {
+        let (mut entries, apart) = (Vec::new(), self.reads_every_table()?);
+        for tensor in self.modules.tensors().filter(|tensor| apart || !self.is_tied(tensor)) {
             let copies = Entry::all_of(tensor, options)?.into_iter();
             entries.extend(copies.map(|copy| {
                 let name = self.architecture.file_name(&copy.tensor.name).into_owned();
@@ -127,6 +127,14 @@ impl Model {
             }
             _ => None,
         }
+    }
+
+    /// Whether transformers looks for every table in the files: once BART's config says that the
+    /// output layer has one of its own, those of encoder and decoder aren't tied either.
+    fn reads_every_table(&self) -> Result<bool> {
+        let tied = self.config.switch_or("tie_word_embeddings", true)?;
+        let is_apart = !tied || self.own_output().is_some();
+        Ok(is_apart && self.architecture.model_type == "bart")
     }
 
     /// BERT's output layer has its bias under a name of its own, of which the layer's is a copy

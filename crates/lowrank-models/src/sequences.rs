@@ -3,10 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use lowrank_autograd::{
-    Value,
-    ops::{self, Span},
-};
+use lowrank_autograd::{Value, ops::Span};
 use lowrank_peft::{Pass, layers::Embedding};
 
 use crate::{Error, Result};
@@ -95,17 +92,8 @@ pub struct Input {
     pub bbox: Option<Arc<[[u32; 4]]>>,
     /// An image for each sequence, `[sequences, channels, height, width]`, f32.
     pub images: Option<Tensor>,
-    /// Vectors that some rows have in the place of those of their ids.
-    pub given: Option<Given>,
-}
-
-/// Vectors in the place of those that a table has.
-#[derive(Clone, Debug)]
-pub struct Given {
-    /// The rows.
-    pub rows: Arc<[usize]>,
-    /// Their vectors, `[rows.len(), hidden_size]`.
-    pub vectors: Value,
+    /// Vectors in the place of those that a table has for the ids, `[ids.len(), hidden_size]`.
+    pub given: Option<Value>,
 }
 
 impl Input {
@@ -139,20 +127,14 @@ impl Input {
         (Self::new(pick(&self.ids), sequences), rows)
     }
 
-    /// The vectors of the ids in a table, and those that are given in their place.
+    /// The vectors of the ids in a table, or those that are given in their place.
     ///
     /// # Errors
-    /// When an id lies outside the table or the widths differ.
+    /// When an id lies outside the table.
     pub fn embed(&self, table: &Embedding, pass: &Pass) -> lowrank_autograd::Result<Value> {
-        let words = table.forward(&self.ids, pass)?;
-        let Some(given) = &self.given else { return Ok(words) };
-        let mut from: Vec<usize> = (0..self.ids.len()).collect();
-        for (i, row) in given.rows.iter().enumerate() {
-            if let Some(place) = from.get_mut(*row) {
-                *place = self.ids.len() + i;
-            }
-        }
-        ops::select_rows(&ops::concat_rows(&[&words, &given.vectors])?, &from.into())
+        self.given
+            .as_ref()
+            .map_or_else(|| table.forward(&self.ids, pass), |given| Ok(given.clone()))
     }
 
     /// The ids of each sequence.

@@ -132,6 +132,8 @@ impl Adapter {
                 (Some(_), _) | (None, TensorName::Wrapped(_)) => {}
                 (None, parsed) if embedding_name(modules, parsed).is_some() => {}
                 (None, TensorName::Plain(own)) if is_second_name(modules, own) => {}
+                (None, TensorName::BaseLayerBias(layer))
+                    if is_second_name(modules, &format!("{layer}.bias")) => {}
                 (None, _) => unexpected.push(name.clone()),
             }
         }
@@ -379,7 +381,9 @@ fn embedding_name(modules: &Modules, name: &TensorName) -> Option<String> {
     };
     let is_table = |(_, layer): (&str, &Layer)| match layer {
         Layer::Embedding(e) => e.weight().name() == own,
-        Layer::Linear(l) => l.weight().name() == own && own.starts_with("lm_head"),
+        Layer::Linear(l) => {
+            l.weight().name() == own && own.split('.').any(|part| part == "lm_head")
+        }
         Layer::Norm(_) | Layer::Stack(_) | Layer::Bare(_) => false,
     };
     modules.layers().any(is_table).then_some(own)

@@ -11,11 +11,20 @@ use crate::{Result, Value, Weight, ops::LowRankRows};
 pub(crate) fn embedding(
     w: &Weight,
     trained: Option<&Value>,
-    ids: &Arc<[u32]>,
+    (ids, padding): (&Arc<[u32]>, Option<u32>),
     terms: &[LowRankRows],
     device: &Device,
 ) -> Result<Value> {
     let rows = w.dims().first().copied().unwrap_or_default();
+    // 0 for padding, whose row gets no gradient.
+    let counts: Option<Tensor> = padding
+        .map(|padding| {
+            let counts = ids.iter().map(|id| f32::from(u8::from(*id != padding))).collect();
+            Tensor::from_vec(counts, (ids.len(), 1), device)
+        })
+        .transpose()?;
+    let of_rows =
+        move |d: &Tensor| counts.as_ref().map_or(Ok(d.clone()), |counts| d.broadcast_mul(counts));
     let ids = places(device, ids.iter().map(|id| *id as usize))?;
     let table = w.on(device)?.contiguous()?;
     let mut y = table.index_select(&ids, 0)?.to_dtype(DType::F32)?;
@@ -31,13 +40,13 @@ pub(crate) fn embedding(
         let need_table = trained.map(Value::needs_gradient);
         move |dy: Tensor| {
             let dy = dy.contiguous()?;
-            let mut found = Vec::new();
+            let (mut found, own) = (Vec::new(), of_rows(&dy)?);
             if let Some(needed) = need_table {
                 let zeros = || Tensor::zeros((rows, dy.dim(1)?), DType::F32, ids.device());
-                found.push(needed.then(|| zeros()?.index_add(&ids, &dy, 0)).transpose()?);
+                found.push(needed.then(|| zeros()?.index_add(&ids, &own, 0)).transpose()?);
             }
             for term in &kept {
-                found.extend(term.gradients(&dy, &ids, rows)?);
+                found.extend(term.gradients([&dy, &own], &ids, rows)?);
             }
             Ok(found)
         }
@@ -65,9 +74,15 @@ impl Saved {
         Ok((y, Self { b: need_a.then_some(b), h: need_b.then_some(h), scale }))
     }
 
-    fn gradients(&self, dy: &Tensor, ids: &Tensor, rows: usize) -> Result<[Option<Tensor>; 2]> {
+    /// `own` is `dy` without the rows of padding.
+    fn gradients(
+        &self,
+        [dy, own]: [&Tensor; 2],
+        ids: &Tensor,
+        rows: usize,
+    ) -> Result<[Option<Tensor>; 2]> {
         let da = |b: &Tensor| -> Result<Tensor> {
-            let dh = (dy.matmul(b)? * self.scale)?.t()?.contiguous()?;
+            let dh = (own.matmul(b)? * self.scale)?.t()?.contiguous()?;
             let zeros = Tensor::zeros((dh.dim(0)?, rows), DType::F32, dy.device())?;
             Ok(zeros.index_add(ids, &dh, 1)?)
         };

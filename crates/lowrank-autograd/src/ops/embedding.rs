@@ -1,6 +1,7 @@
 //! Embedding lookup with low-rank adapters: `y = W[ids] + Σ s·(A[:, ids])ᵀ·Bᵀ` (PEFT's LoRA on
 //! embeddings; no dropout there). `dW[ids] += dy`; with `h = (A[:, ids])ᵀ` and `dh = s·dy·B`:
-//! `dA[:, ids] += dhᵀ`, `dB = s·dyᵀ·h`.
+//! `dA[:, ids] += dhᵀ`, `dB = s·dyᵀ·h`. Rows of padding keep what they are: as for torch's
+//! `padding_idx`, `dW` and `dA` are 0 there.
 
 use std::sync::Arc;
 
@@ -53,11 +54,16 @@ impl LowRankRows {
     }
 }
 
-/// Rows `ids` of the table: `[ids.len(), dim]`, f32.
+/// Rows `ids` of the table: `[ids.len(), dim]`, f32. The row `padding` gets no gradient.
 ///
 /// # Errors
 /// [`Error::Index`] for an id outside the table; shapes that don't fit.
-pub fn embedding(table: Rows<'_>, ids: &Arc<[u32]>, terms: Vec<LowRankRows>) -> Result<Value> {
+pub fn embedding(
+    table: Rows<'_>,
+    ids: &Arc<[u32]>,
+    terms: Vec<LowRankRows>,
+    padding: Option<u32>,
+) -> Result<Value> {
     let _time = profile::scope(OP);
     let dims = match table {
         Rows::Frozen(w) => w.dims(),
@@ -80,7 +86,7 @@ pub fn embedding(table: Rows<'_>, ids: &Arc<[u32]>, terms: Vec<LowRankRows>) -> 
         Rows::Trained(value) => (Weight::from_tensor(value.data())?, Some(value)),
     };
     if let Some(device) = composed::device_with(&weight, terms.iter().flat_map(LowRankRows::data)) {
-        return composed::embedding(&weight, trained, ids, &terms, &device);
+        return composed::embedding(&weight, trained, (ids, padding), &terms, &device);
     }
     let mut y = look_up(&weight, ids, dim)?;
     let n = ids.len();
@@ -107,12 +113,19 @@ pub fn embedding(table: Rows<'_>, ids: &Arc<[u32]>, terms: Vec<LowRankRows>) -> 
             let mut found = Vec::new();
             if let Some(needed) = need_table {
                 let places = ids.iter().map(|id| *id as usize);
-                let dw =
-                    || tensor(scatter_add(Elements::F32(&dy), places, rows, dim), &[rows, dim]);
+                let dw = || {
+                    let mut dw = scatter_add(Elements::F32(&dy), places, rows, dim);
+                    if let Some(row) =
+                        padding.and_then(|id| dw.chunks_mut(dim.max(1)).nth(id as usize))
+                    {
+                        row.fill(0.0);
+                    }
+                    tensor(dw, &[rows, dim])
+                };
                 found.push(needed.then(dw).transpose()?);
             }
             for term in &saved {
-                found.extend([term.a_gradient(&dy, &ids, rows)?, term.b_gradient(&dy)?]);
+                found.extend([term.a_gradient(&dy, (&ids, padding), rows)?, term.b_gradient(&dy)?]);
             }
             Ok(found)
         }
@@ -172,7 +185,12 @@ impl Saved {
         }
     }
 
-    fn a_gradient(&self, dy: &[f32], ids: &[u32], rows: usize) -> Result<Option<Tensor>> {
+    fn a_gradient(
+        &self,
+        dy: &[f32],
+        (ids, padding): (&[u32], Option<u32>),
+        rows: usize,
+    ) -> Result<Option<Tensor>> {
         let Some(b) = &self.b else { return Ok(None) };
         let (dim, r) = dims2(OP, "`lora_embedding_B`", b)?;
         let mut dh = vec![0.0; ids.len() * r];
@@ -180,7 +198,8 @@ impl Saved {
         let b = View::new(&b, dim, r);
         product_parallel(&mut Target::new(&mut dh, r), false, self.scale, dy, b);
         let mut da = vec![0.0; r * rows];
-        for (dh, &id) in dh.chunks_exact(r.max(1)).zip(ids) {
+        let trained = |(_, id): &(&[f32], &u32)| Some(**id) != padding;
+        for (dh, &id) in dh.chunks_exact(r.max(1)).zip(ids).filter(trained) {
             for (k, d) in dh.iter().enumerate() {
                 da[k * rows + id as usize] += d;
             }

@@ -104,7 +104,8 @@ fn empty_operands_give_empty_or_zero_results() {
     assert_eq!(y.dims(), [2, 0]);
     let y = ops::cross_entropy(&value(&[0, 3]), &[].into()).expect("a loss");
     assert_eq!(y.data().to_scalar::<f32>().expect("a number"), 0.0);
-    let y = ops::embedding(Rows::Frozen(&weight(&[3, 2])), &[].into(), vec![]).expect("no rows");
+    let y =
+        ops::embedding(Rows::Frozen(&weight(&[3, 2])), &[].into(), vec![], None).expect("no rows");
     assert_eq!(y.dims(), [0, 2]);
 }
 
@@ -129,11 +130,17 @@ fn weights_and_files() {
 #[test]
 fn embedding() {
     let w = weight(&[3, 2]);
-    let run = |w: &Weight, ids: &[u32], terms| ops::embedding(Rows::Frozen(w), &ids.into(), terms);
+    let run =
+        |w: &Weight, ids: &[u32], terms| ops::embedding(Rows::Frozen(w), &ids.into(), terms, None);
     index_error("embedding", run(&w, &[0, 2, 3], vec![]), 3, 2);
     index_error("embedding", run(&w, &[u32::MAX], vec![]), u32::MAX as usize, 0);
     let trained = value(&[3, 2]);
-    index_error("embedding", ops::embedding(Rows::Trained(&trained), &[9].into(), vec![]), 9, 0);
+    index_error(
+        "embedding",
+        ops::embedding(Rows::Trained(&trained), &[9].into(), vec![], None),
+        9,
+        0,
+    );
     shape_error("embedding", run(&weight(&[6]), &[0], vec![]));
     for (a, b) in [([1, 2], [2, 1]), ([1, 3], [1, 2]), ([1, 3], [2, 2])] {
         let term = LowRankRows { a: value(&a), b: value(&b), scale: 1.0 };

@@ -98,6 +98,6 @@ fn the_rest() {
     let ids: Arc<[u32]> = indices(5, n, 97).into();
     same(&normal(5, &[&[97, d], &[8, 97], &[d, 8]]), |v| {
         let term = LowRankRows { a: v[1].clone(), b: v[2].clone(), scale: 2.0 };
-        ops::embedding(Rows::Trained(&v[0]), &ids, vec![term])
+        ops::embedding(Rows::Trained(&v[0]), &ids, vec![term], None)
     });
 }

@@ -110,7 +110,7 @@ fn embedding_with_an_adapter_equals_torch() {
     let case = Case::of("embedding");
     case.equals(|v| {
         let term = LowRankRows { a: v[1].clone(), b: v[2].clone(), scale: 0.5 };
-        ops::embedding(Rows::Trained(&v[0]), &case.indices("ids"), vec![term])
+        ops::embedding(Rows::Trained(&v[0]), &case.indices("ids"), vec![term], None)
     });
 }
 

@@ -38,13 +38,16 @@ const ALIASES: &[(&str, &str)] = &[
     ("num_attention_heads", "encoder_attention_heads"),
 ];
 
+/// `pad_token_id` where the config doesn't say.
+const PADDING: Option<u32> = Some(1);
+
 fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     let (c, base) = (&c.with_aliases(ALIASES), b.base());
     if task == Task::CausalLm {
         return decoder_alone(c, b);
     }
     let (d_model, vocab_size) = (c.size("hidden_size")?, c.size("vocab_size")?);
-    let shared = base.embedding("shared", vocab_size, d_model)?;
+    let shared = base.padded_embedding("shared", vocab_size, d_model, c.padding_row(PADDING)?)?;
     let stack = |name, is_decoder| {
         let shape = BartStackShape::from_config(c, is_decoder)?;
         let place = base.at(name);
@@ -66,7 +69,8 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
 fn decoder_alone(c: &Config, b: &Builder) -> Result<Parts> {
     let (base, sizes) = (b.base(), (c.size("vocab_size")?, c.size("hidden_size")?));
     // A file of both halves has one table for all.
-    let table = base.at_filed("decoder.embed_tokens", "shared").embedding("", sizes.0, sizes.1)?;
+    let place = base.at_filed("decoder.embed_tokens", "shared");
+    let table = place.padded_embedding("", sizes.0, sizes.1, c.padding_row(PADDING)?)?;
     let shape = BartStackShape::from_config(c, true)?;
     let stack = BartStack::build(&shape, c, table.clone(), &base.at("decoder"))?;
     let head = Head::Tokens(TokenHead::of(output_layer(c, &table, b)?));

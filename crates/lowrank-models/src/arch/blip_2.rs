@@ -4,7 +4,8 @@
 
 use std::sync::Arc;
 
-use lowrank_autograd::{Result as ComputeResult, Value};
+use candle_core::Tensor;
+use lowrank_autograd::{Result as ComputeResult, Value, ops};
 use lowrank_peft::{
     Pass,
     layers::{Embedding, Linear},
@@ -12,7 +13,7 @@ use lowrank_peft::{
 
 use super::{Architecture, Beside, Modality, Parts};
 use crate::{
-    Builder, Cache, Config, Context, Encoded, Given, ImageTokens, Input, Network, Result, Task,
+    Builder, Cache, Config, Context, Encoded, ImageTokens, Input, Network, Result, Task,
     blocks::{query_former::QueryFormer, vision_tower::VisionTower},
 };
 
@@ -55,6 +56,10 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     inner.check_task(task)?;
     // T5 calls its width `d_model`.
     let width = text.size_or_none("hidden_size")?.map_or_else(|| text.size("d_model"), Ok)?;
+    if text.size_or("word_embed_proj_dim", width)? != width {
+        let must_be = format!("`hidden_size`, which is {width}: images take the place of words");
+        return Err(text.wrong("word_embed_proj_dim", must_be));
+    }
     let language_projection =
         b.linear("language_projection", queries.size("hidden_size")?, width, true)?;
     let (language_model, head) =
@@ -64,19 +69,36 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
 }
 
 impl Blip2 {
-    /// The input with what stands for its images in the places of image tokens.
+    /// The input with the vectors of its words, and what stands for its images in the places of
+    /// image tokens. transformers reads them here, from the language model's table, and not from
+    /// one that its encoder has (T5).
     fn looked_at(&self, input: &Input, pass: &Pass) -> ComputeResult<Input> {
-        let Some(images) = &input.images else { return Ok(input.clone()) };
+        let words = self.language_model.table().forward(&input.ids, pass)?;
+        let given = Some(match &input.images {
+            Some(images) => self.with_images(&words, images, input, pass)?,
+            None => words,
+        });
+        Ok(Input { images: None, given, ..input.clone() })
+    }
+
+    fn with_images(
+        &self,
+        words: &Value,
+        images: &Tensor,
+        input: &Input,
+        pass: &Pass,
+    ) -> ComputeResult<Value> {
         let starts: Vec<usize> = input.sequences.starts().collect();
         let seen = self.vision_model.forward(images, &starts, pass)?;
         let (queries, own) = self.qformer.forward(&seen, &starts, pass)?;
         let vectors = self.language_projection.forward(&queries, &own)?;
-        let mut rows = Vec::with_capacity(starts.len() * self.qformer.queries());
+        // Where each row's vector lies, behind the words those of the images.
+        let mut from: Vec<usize> = (0..input.ids.len()).collect();
+        let mut behind = input.ids.len()..;
         for (i, span) in input.sequences.spans.iter().enumerate() {
             let is_image = |row: &usize| input.ids.get(*row) == Some(&self.image_token);
-            let before = rows.len();
-            rows.extend(span.queries.clone().filter(is_image));
-            let (found, must_be) = (rows.len() - before, self.qformer.queries());
+            let rows: Vec<usize> = span.queries.clone().filter(is_image).collect();
+            let (found, must_be) = (rows.len(), self.qformer.queries());
             if found != must_be {
                 let what = format!(
                     "text {i} has {found} image tokens ({}); an image needs {must_be}",
@@ -84,15 +106,23 @@ impl Blip2 {
                 );
                 return Err(candle_core::Error::Msg(what).into());
             }
+            for (row, behind) in rows.into_iter().zip(&mut behind) {
+                if let Some(place) = from.get_mut(row) {
+                    *place = behind;
+                }
+            }
         }
-        let given = Some(Given { rows: rows.into(), vectors });
-        Ok(Input { images: None, given, ..input.clone() })
+        ops::select_rows(&ops::concat_rows(&[words, &vectors])?, &from.into())
     }
 }
 
 impl Network for Blip2 {
     fn forward(&self, input: &Input, context: Context<'_>, pass: &Pass) -> ComputeResult<Value> {
-        self.language_model.forward(&self.looked_at(input, pass)?, context, pass)
+        // Without images it is a target, or goes on after one.
+        match input.images {
+            Some(_) => self.language_model.forward(&self.looked_at(input, pass)?, context, pass),
+            None => self.language_model.forward(input, context, pass),
+        }
     }
 
     fn encode(&self, input: &Input, pass: &Pass) -> ComputeResult<Encoded> {

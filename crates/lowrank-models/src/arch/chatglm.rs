@@ -139,6 +139,7 @@ fn decoder_shape(c: &Config) -> Result<DecoderShape> {
     let (hidden, eps) = (c.size("hidden_size")?, c.epsilon_or("layernorm_epsilon", 1e-5)?);
     Ok(DecoderShape {
         vocab_size: c.size("padded_vocab_size")?,
+        padding: None,
         embedding_scale: None,
         layers: c.size("num_layers")?,
         norm: match c.switch_or("rmsnorm", true)? {

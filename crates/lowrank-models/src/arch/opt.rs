@@ -35,7 +35,8 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     }
     let (base, hidden) = (b.base().at("decoder"), c.size("hidden_size")?);
     let width = c.size_or("word_embed_proj_dim", hidden)?;
-    let embedding = base.embedding("embed_tokens", c.size("vocab_size")?, width)?;
+    let (words, padding) = (c.size("vocab_size")?, c.padding_row(Some(1))?);
+    let embedding = base.padded_embedding("embed_tokens", words, width, padding)?;
     let (table, field) = ("embed_positions", "max_position_embeddings");
     let positions = LearnedPositions::counting_tokens(table, field, (hidden, OFFSET), c, &base)?;
     let project =

@@ -11,7 +11,7 @@ use crate::{
     Builder, Config, Network as _, Result, Task,
     blocks::{
         encoder::{Encoder, EncoderShape},
-        encoder_embeddings::{EncoderEmbeddings, PositionIds},
+        encoder_embeddings::EncoderEmbeddings,
         encoder_heads::{
             classifier_dropout, decoder, dense_classifier, encoder_head, pooler, transform,
         },
@@ -31,9 +31,7 @@ pub(super) const ENTRY: Architecture = Architecture {
 pub(super) fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     let s = EncoderShape::either_way(task, c)?;
     let base = b.base();
-    let mut embeddings = EncoderEmbeddings::build(&s, c, &base.at("embeddings"))?;
-    let padding_idx = c.token_id("pad_token_id")?.unwrap_or(1);
-    embeddings.position_ids = PositionIds::After(padding_idx);
+    let embeddings = EncoderEmbeddings::build_after_padding(&s, c, &base.at("embeddings"))?;
     let encoder = Encoder::build(&s, embeddings, &base)?;
     if task == Task::FeatureExtraction {
         // The bare model has a pooler, though its hidden states do without.

@@ -126,7 +126,8 @@ fn shape(c: &Config, is_decoder: bool, feed_forward_proj: &str) -> Result<StackS
     })
 }
 
-/// `relu`, or `gated-` and the name of an activation.
+/// `relu`, or `gated-` and the name of an activation; what a config says of either part by itself
+/// goes before that.
 fn activation(c: &Config, default: &str) -> Result<(Activation, bool)> {
     let word = c.word("feed_forward_proj")?.unwrap_or(default);
     let (gated, name) = match word.strip_prefix("gated-") {
@@ -135,6 +136,10 @@ fn activation(c: &Config, default: &str) -> Result<(Activation, bool)> {
         Some(name) => (true, name),
         None => (false, word),
     };
+    let gated = c.switch_or("is_gated_act", gated)?;
+    if c.get("dense_act_fn").is_some() {
+        return Ok((c.activation("dense_act_fn", name)?, gated));
+    }
     let known = "relu, gelu, silu, gated-gelu, gated-silu";
     let activation = Activation::named(name);
     Ok((activation.ok_or_else(|| c.not_implemented("feed_forward_proj", known))?, gated))

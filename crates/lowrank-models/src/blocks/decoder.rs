@@ -166,6 +166,8 @@ fn collect_rotaries(first: &Rotary, layers: &mut [DecoderLayer]) -> Vec<Rotary> 
 pub struct DecoderShape {
     /// Rows of the embedding.
     pub vocab_size: usize,
+    /// The row that doesn't train.
+    pub padding: Option<u32>,
     /// Factor of what is read from it.
     pub embedding_scale: Option<f32>,
     /// Blocks.
@@ -212,7 +214,8 @@ impl Decoder {
         b: &Builder,
         layer: impl Fn(usize, &Builder) -> crate::Result<DecoderLayer>,
     ) -> crate::Result<Self> {
-        let embed_tokens = b.embedding(names.embedding, shape.vocab_size, shape.norm.dim)?;
+        let (rows, dim) = (shape.vocab_size, shape.norm.dim);
+        let embed_tokens = b.padded_embedding(names.embedding, rows, dim, shape.padding)?;
         let layers = (0..shape.layers).map(|i| layer(i, &b.nth(names.layers, i)));
         let mut layers = layers.collect::<crate::Result<Vec<_>>>()?;
         // transformers holds the factor in the table's dtype.

@@ -72,7 +72,8 @@ struct Block {
 fn embeddings(s: &EncoderShape, c: &Config, b: &Builder) -> crate::Result<EncoderEmbeddings> {
     let (dim, hidden) = (s.embedding_size, s.hidden_size);
     let (table, field) = ("position_embeddings", "max_position_embeddings");
-    let word_embeddings = b.embedding("word_embeddings", c.size("vocab_size")?, dim)?;
+    let (words, padding) = (c.size("vocab_size")?, c.padding_row(Some(0))?);
+    let word_embeddings = b.padded_embedding("word_embeddings", words, dim, padding)?;
     let positions = || LearnedPositions::build(table, field, dim, c, b);
     let types = || b.embedding("token_type_embeddings", c.size("type_vocab_size")?, dim);
     let has_types = c.number_or("type_vocab_size", 0.0)? > 0.0;
@@ -109,11 +110,12 @@ impl DisentangledEncoder {
             Ok(Block { block, conv: None })
         });
         let mut layer: Vec<Block> = layer.collect::<crate::Result<_>>()?;
+        // transformers' class has it even if there are no distances.
+        let norm = || b.layer_norm("LayerNorm", hidden, own.layer_norm_eps);
+        let norm = s.norm_relative.then(norm).transpose()?;
         let relative = |reach: Reach| -> crate::Result<RelativeEmbeddings> {
             let table = b.embedding("rel_embeddings", 2 * reach.span, hidden)?;
-            let norm = || b.layer_norm("LayerNorm", hidden, own.layer_norm_eps);
-            let norm = s.norm_relative.then(norm).transpose()?;
-            Ok(RelativeEmbeddings { table, norm, reach })
+            Ok(RelativeEmbeddings { table, norm: norm.clone(), reach })
         };
         let relative = s.relative.map(relative).transpose()?;
         if let (Some(width), Some(first)) = (s.conv_kernel_size, layer.first_mut()) {

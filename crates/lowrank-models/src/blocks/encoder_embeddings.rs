@@ -68,15 +68,39 @@ impl EncoderEmbeddings {
     /// # Errors
     /// When a tensor is missing or misshapen, or a size missing in the config.
     pub fn build(s: &EncoderShape, c: &Config, b: &Builder) -> crate::Result<Self> {
-        let dim = s.embedding_size;
+        Self::counting(PositionIds::Place, c.padding_row(Some(0))?, s, c, b)
+    }
+
+    /// [`EncoderEmbeddings::build`] of a model whose positions count from the padding token on
+    /// (fairseq).
+    ///
+    /// # Errors
+    /// As [`EncoderEmbeddings::build`].
+    pub fn build_after_padding(s: &EncoderShape, c: &Config, b: &Builder) -> crate::Result<Self> {
+        let padding = c.padding_row(Some(1))?.unwrap_or(1);
+        Self::counting(PositionIds::After(padding), Some(padding), s, c, b)
+    }
+
+    fn counting(
+        position_ids: PositionIds,
+        padding: Option<u32>,
+        s: &EncoderShape,
+        c: &Config,
+        b: &Builder,
+    ) -> crate::Result<Self> {
+        let (dim, words) = (s.embedding_size, c.size("vocab_size")?);
+        let word_embeddings = b.padded_embedding("word_embeddings", words, dim, padding)?;
+        let own_padding = match position_ids {
+            PositionIds::Place => None,
+            PositionIds::After(padding) => Some(padding),
+        };
         let (table, field) = ("position_embeddings", "max_position_embeddings");
-        let word_embeddings = b.embedding("word_embeddings", c.size("vocab_size")?, dim)?;
-        let positions = LearnedPositions::build(table, field, dim, c, b)?;
+        let positions = LearnedPositions::build_padded(own_padding, table, field, dim, c, b)?;
         let types = c.size_or("type_vocab_size", 2)?;
         Ok(Self {
             word_embeddings,
             position_embeddings: Some(positions),
-            position_ids: PositionIds::Place,
+            position_ids,
             token_type_embeddings: Some(b.embedding("token_type_embeddings", types, dim)?),
             boxes: None,
             project: None,

@@ -104,6 +104,24 @@ impl LearnedPositions {
         Ok(Self { table, field, rows, offset, counts_tokens: false })
     }
 
+    /// [`LearnedPositions::build`] of a table whose row `padding` doesn't train (RoBERTa).
+    ///
+    /// # Errors
+    /// When the field or the table is wrong.
+    pub fn build_padded(
+        padding: Option<u32>,
+        name: &str,
+        field: &str,
+        dim: usize,
+        c: &Config,
+        b: &Builder,
+    ) -> crate::Result<Self> {
+        let rows = c.size(field)?;
+        let table = b.padded_embedding(name, rows, dim, padding)?;
+        let field = c.name_of(field).to_owned();
+        Ok(Self { table, field, rows, offset: 0, counts_tokens: false })
+    }
+
     /// [`LearnedPositions::build_after`] of positions that padding doesn't move (OPT).
     ///
     /// # Errors

@@ -14,13 +14,24 @@ pub struct Embedding(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     weight: BaseTensor,
+    padding: Option<u32>,
     slots: Slots,
 }
 
 impl Embedding {
     /// A layer over its table, `[rows, dim]`.
     pub fn new(weight: BaseTensor) -> Self {
-        Self(Arc::new(Inner { weight, slots: Slots::default() }))
+        Self::padded(weight, None)
+    }
+
+    /// A layer over its table whose row `padding` doesn't train (torch's `padding_idx`).
+    pub fn padded(weight: BaseTensor, padding: Option<u32>) -> Self {
+        Self(Arc::new(Inner { weight, padding, slots: Slots::default() }))
+    }
+
+    /// The row that doesn't train.
+    pub fn padding(&self) -> Option<u32> {
+        self.0.padding
     }
 
     /// The table.
@@ -39,7 +50,7 @@ impl Embedding {
             Operand::Trained(value) => ops::Rows::Trained(value),
         };
         let terms = self.0.slots.active(pass).iter().map(|lora| lora.low_rank_rows(pass)).collect();
-        ops::embedding(rows, ids, terms)
+        ops::embedding(rows, ids, terms, self.0.padding)
     }
 
     /// The adapter of this name, if the layer has it.

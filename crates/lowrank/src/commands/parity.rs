@@ -249,12 +249,11 @@ impl Case {
         Ok(Padded::new(rows, columns, mask.as_ref().map(|(m, _)| m.as_slice()))?)
     }
 
-    /// Labels that are numbers ask for regression or for several labels at once; the config
-    /// decides between whole numbers.
+    /// Labels that are numbers in a row ask for regression; the config decides otherwise.
     fn problem_type(&self) -> Option<ProblemType> {
         let labels = self.tensors.get("in.labels").filter(|t| t.dtype() == DType::F32)?;
         match labels.dims() {
-            [_] | [_, 1] => Some(ProblemType::Regression),
+            [_] => Some(ProblemType::Regression),
             _ => None,
         }
     }
