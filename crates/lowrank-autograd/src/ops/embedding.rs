@@ -49,6 +49,12 @@ impl LowRankRows {
         Ok(Self { a, b, scale: self.scale })
     }
 
+    fn check(&self, rows: usize, dim: usize) -> Result<()> {
+        let (r, _) = dims2(OP, "`lora_embedding_A`", self.a.data())?;
+        check_dims(OP, "`lora_embedding_A`", self.a.data(), &[r, rows])?;
+        check_dims(OP, "`lora_embedding_B`", self.b.data(), &[dim, r])
+    }
+
     fn data(&self) -> [&Tensor; 2] {
         [self.a.data(), self.b.data()]
     }
@@ -76,11 +82,7 @@ pub fn embedding(
     if let Some((place, &id)) = ids.iter().enumerate().find(|(_, id)| **id as usize >= rows) {
         return Err(Error::Index { op: OP, index: id as usize, place, len: rows });
     }
-    for term in &terms {
-        let (r, _) = dims2(OP, "`lora_embedding_A`", term.a.data())?;
-        check_dims(OP, "`lora_embedding_A`", term.a.data(), &[r, rows])?;
-        check_dims(OP, "`lora_embedding_B`", term.b.data(), &[dim, r])?;
-    }
+    terms.iter().try_for_each(|term| term.check(rows, dim))?;
     let (weight, trained) = match table {
         Rows::Frozen(weight) => (weight.clone(), None),
         Rows::Trained(value) => (Weight::from_tensor(value.data())?, Some(value)),
@@ -112,16 +114,7 @@ pub fn embedding(
             let dy = F32::of(OP, &dy)?;
             let mut found = Vec::new();
             if let Some(needed) = need_table {
-                let places = ids.iter().map(|id| *id as usize);
-                let dw = || {
-                    let mut dw = scatter_add(Elements::F32(&dy), places, rows, dim);
-                    if let Some(row) =
-                        padding.and_then(|id| dw.chunks_mut(dim.max(1)).nth(id as usize))
-                    {
-                        row.fill(0.0);
-                    }
-                    tensor(dw, &[rows, dim])
-                };
+                let dw = || table_gradient(&dy, (&ids, padding), [rows, dim]);
                 found.push(needed.then(dw).transpose()?);
             }
             for term in &saved {
@@ -131,6 +124,19 @@ pub fn embedding(
         }
     });
     Ok(y.halved_if(half))
+}
+
+fn table_gradient(
+    dy: &[f32],
+    (ids, padding): (&[u32], Option<u32>),
+    [rows, dim]: [usize; 2],
+) -> Result<Tensor> {
+    let places = ids.iter().map(|id| *id as usize);
+    let mut dw = scatter_add(Elements::F32(dy), places, rows, dim);
+    if let Some(row) = padding.and_then(|id| dw.chunks_mut(dim.max(1)).nth(id as usize)) {
+        row.fill(0.0);
+    }
+    tensor(dw, &[rows, dim])
 }
 
 fn look_up(weight: &Weight, ids: &[u32], dim: usize) -> Result<Vec<f32>> {

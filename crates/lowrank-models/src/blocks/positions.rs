@@ -98,10 +98,8 @@ impl LearnedPositions {
         c: &Config,
         b: &Builder,
     ) -> crate::Result<Self> {
-        let rows = c.size(field)?;
-        let table = b.embedding(name, rows + offset as usize, dim)?;
-        let field = c.name_of(field).to_owned();
-        Ok(Self { table, field, rows, offset, counts_tokens: false })
+        let table = b.embedding(name, c.size(field)? + offset as usize, dim)?;
+        Self::over(table, offset, field, c)
     }
 
     /// [`LearnedPositions::build`] of a table whose row `padding` doesn't train (RoBERTa).
@@ -116,10 +114,13 @@ impl LearnedPositions {
         c: &Config,
         b: &Builder,
     ) -> crate::Result<Self> {
-        let rows = c.size(field)?;
-        let table = b.padded_embedding(name, rows, dim, padding)?;
-        let field = c.name_of(field).to_owned();
-        Ok(Self { table, field, rows, offset: 0, counts_tokens: false })
+        let table = b.padded_embedding(name, c.size(field)?, dim, padding)?;
+        Self::over(table, 0, field, c)
+    }
+
+    fn over(table: Embedding, offset: u32, field: &str, c: &Config) -> crate::Result<Self> {
+        let (rows, field) = (c.size(field)?, c.name_of(field).to_owned());
+        Ok(Self { table, field, rows, offset, counts_tokens: false })
     }
 
     /// [`LearnedPositions::build_after`] of positions that padding doesn't move (OPT).

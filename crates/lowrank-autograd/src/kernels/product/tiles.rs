@@ -212,7 +212,7 @@ impl Piece<'_> {
             block.run(&mut hand);
             let mut is_free = begun.load(Ordering::Relaxed) == all.len();
             while is_free {
-                is_free = all.iter().fold(false, |more, block| block.help(&mut hand) || more);
+                is_free = all.iter().filter(|block| block.help(&mut hand)).count() > 0;
                 thread::yield_now();
             }
             hand.finish();
