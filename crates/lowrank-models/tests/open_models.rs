@@ -129,7 +129,7 @@ fn what_is_not_implemented_is_refused_by_name() {
         ("bert", "add_cross_attention", true.into()),
         ("deberta_v2_own", "is_decoder", true.into()),
         ("bert", "position_embedding_type", "relative_key".into()),
-        ("t5", "feed_forward_proj", "gated-glu".into()),
+        ("t5", "dense_act_fn", "glu".into()),
         ("gpt2", "activation_function", "swoosh".into()),
         ("gemma2_own", "use_bidirectional_attention", true.into()),
         ("phi3_own", "lm_head_bias", true.into()),
@@ -143,6 +143,9 @@ fn what_is_not_implemented_is_refused_by_name() {
         assert!(message.contains(&format!("`{key}` is ")), "{message}");
         assert!(message.contains("isn't implemented; known: "), "{message}");
     }
+    let fields = [("feed_forward_proj", "gated-glu".into()), ("dense_act_fn", json!(null))];
+    let message = error_of("t5", fields.map(|(key, value)| (key.to_owned(), value)).into());
+    assert!(message.contains("`feed_forward_proj` is "), "{message}");
     let message = error("gpt2", "n_head", 5.into());
     assert!(
         message.ends_with("field `n_embd` is `32`; it must be a multiple of `n_head`, which is 5")
