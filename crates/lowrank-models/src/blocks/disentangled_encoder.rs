@@ -110,14 +110,13 @@ impl DisentangledEncoder {
             Ok(Block { block, conv: None })
         });
         let mut layer: Vec<Block> = layer.collect::<crate::Result<_>>()?;
+        let table = |reach: Reach| b.embedding("rel_embeddings", 2 * reach.span, hidden);
+        let table = s.relative.map(table).transpose()?;
         // transformers' class has it even if there are no distances.
         let norm = || b.layer_norm("LayerNorm", hidden, own.layer_norm_eps);
         let norm = s.norm_relative.then(norm).transpose()?;
-        let relative = |reach: Reach| -> crate::Result<RelativeEmbeddings> {
-            let table = b.embedding("rel_embeddings", 2 * reach.span, hidden)?;
-            Ok(RelativeEmbeddings { table, norm: norm.clone(), reach })
-        };
-        let relative = s.relative.map(relative).transpose()?;
+        let relative = table.zip(s.relative);
+        let relative = relative.map(|(table, reach)| RelativeEmbeddings { table, norm, reach });
         if let (Some(width), Some(first)) = (s.conv_kernel_size, layer.first_mut()) {
             let b = b.at("conv");
             let conv = Convolution::build(hidden, width, c, &b.at("conv"))?;
