@@ -210,9 +210,8 @@ impl Piece<'_> {
             begun.fetch_add(1, Ordering::Relaxed);
             let mut hand = Hand::new(self);
             block.run(&mut hand);
-            let mut is_free = begun.load(Ordering::Relaxed) == all.len();
-            while is_free {
-                is_free = all.iter().filter(|block| block.help(&mut hand)).count() > 0;
+            let have_all_begun = begun.load(Ordering::Relaxed) == all.len();
+            while have_all_begun && all.iter().filter(|block| block.help(&mut hand)).count() > 0 {
                 thread::yield_now();
             }
             hand.finish();
