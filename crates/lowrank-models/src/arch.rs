@@ -144,7 +144,7 @@ impl OtherType {
 pub type Parts = (Arc<dyn Network>, Head);
 
 /// One architecture, as Hugging Face's `model_type` names it. An entry of the registry says what
-/// is its own and takes the rest from [`Architecture::DECODER`] or one of its likes.
+/// is its own and takes the rest from `Architecture::DECODER` or one of its likes.
 #[derive(Debug)]
 pub struct Architecture {
     /// `model_type` in `config.json`.
