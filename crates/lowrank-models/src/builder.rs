@@ -209,8 +209,8 @@ impl Builder {
             Some(_) => self.vector(shared, out),
             None => self.fresh_vector(shared.to_owned(), out, 0.0),
         };
-        self.built().used.insert(copy);
-        bias
+        self.built().used.insert(copy.clone());
+        Ok(if copy == shared { bias? } else { bias?.also_named(copy) })
     }
 
     /// The linear layer of a task head: where the file lacks it, it starts fresh.

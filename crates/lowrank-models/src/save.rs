@@ -140,10 +140,8 @@ impl Model {
     /// BERT's output layer has its bias under a name of its own, of which the layer's is a copy
     /// only as long as the weight is tied.
     fn second_bias(&self) -> Option<(String, &BaseTensor)> {
-        let linear = self.own_output()?;
-        let bias = linear.bias()?;
-        let name = format!("{}.bias", linear.weight().name().strip_suffix(".weight")?);
-        (bias.name() != name).then_some((name, bias))
+        let bias = self.own_output()?.bias()?;
+        Some((bias.second_name()?.to_owned(), bias))
     }
 
     /// Whether a tensor is still the same as the one it is tied to.

@@ -183,16 +183,21 @@ impl Adapter {
     /// The name in the file of the copy that this adapter trains of a base tensor, and why.
     fn copy_name(&self, tensor: &BaseTensor) -> Option<(String, CopyReason)> {
         let name = tensor.name();
-        let plain = || TensorName::Plain(name.to_owned()).to_string();
+        let plain = |name: &str| TensorName::Plain(name.to_owned()).to_string();
+        let is_saved = |name: &&str| self.plan.base_parameter(name) == BaseParameter::Saved;
+        // PEFT copies a layer with all that it computes with.
+        if let Some(name) = [Some(name), tensor.second_name()].into_iter().flatten().find(is_saved)
+        {
+            return Some((plain(name), CopyReason::ModulesToSave));
+        }
         match self.plan.base_parameter(name) {
-            BaseParameter::Frozen => None,
-            BaseParameter::Saved => Some((plain(), CopyReason::ModulesToSave)),
+            BaseParameter::Frozen | BaseParameter::Saved => None,
             BaseParameter::Bias if tensor.is_buffer() => None,
             BaseParameter::Bias => {
                 let module = name.rsplit_once('.').map_or("", |(module, _)| module);
                 let own = match self.plan.targets.contains_key(module) {
                     true => TensorName::BaseLayerBias(module.to_owned()).to_string(),
-                    false => plain(),
+                    false => plain(name),
                 };
                 Some((own, CopyReason::Bias))
             }
@@ -403,8 +408,7 @@ fn check_buffer(buffer: &BaseTensor, name: &str, data: Option<&Tensor>) -> Resul
 
 /// Whether a name is the layer's own of a bias that goes by another one: PEFT writes both.
 fn is_second_name(modules: &Modules, name: &str) -> bool {
-    let layer = name.strip_suffix(".bias").and_then(|path| modules.layer(path));
-    matches!(layer, Some(Layer::Linear(l)) if l.bias().is_some_and(|bias| bias.name() != name))
+    modules.tensors().any(|tensor| tensor.second_name() == Some(name))
 }
 
 /// Puts base embeddings that the file stores in the model's place, and wherever they are tied to.

@@ -29,8 +29,9 @@ pub enum TensorName {
     /// A parameter of the base model under its own name: of a module in `modules_to_save`, a bias
     /// of a layer without adapter, or a resized embedding.
     Plain(String),
-    /// A leftover of PEFT's wrapper around a module to save, which `bias` "all" also stores. Its
-    /// value is that of a [`Self::Plain`] tensor or of the base model.
+    /// A leftover of PEFT's wrapper around a module to save, which `bias` "all" also stores: it takes
+    /// whatever has "bias" in its name. Its value is that of a [`Self::Plain`] tensor or of the base
+    /// model.
     Wrapped(String),
 }
 
@@ -43,6 +44,11 @@ pub enum TensorNameError {
     NoPrefix { name: String },
     #[error("tensor `{name}` is `{part}`, a part of {method}, which isn't implemented")]
     OtherMethod { name: String, part: &'static str, method: &'static str },
+    #[error(
+        "tensor `{name}` belongs to a module of `modules_to_save` inside another one, of which the \
+         file has several copies; PEFT would not load it. Train it again with one of the two entries"
+    )]
+    Nested { name: String },
 }
 
 const LORA_A: &str = ".lora_A.weight";
@@ -88,7 +94,10 @@ impl TensorName {
             }
         }
         if path.split('.').any(|segment| matches!(segment, "original_module" | "modules_to_save")) {
-            return Ok(Self::Wrapped(path.to_owned()));
+            return match path.contains("bias") {
+                true => Ok(Self::Wrapped(path.to_owned())),
+                false => Err(TensorNameError::Nested { name: name.to_owned() }),
+            };
         }
         for (suffix, part) in PARTS {
             if let Some(module) = path.strip_suffix(suffix) {
@@ -157,6 +166,10 @@ mod tests {
         assert!(matches!(bare, Err(TensorNameError::NoPrefix { .. })));
         let dora = TensorName::parse("base_model.model.q.lora_magnitude_vector").unwrap_err();
         assert!(dora.to_string().contains("DoRA"), "{dora}");
+        for path in ["modules_to_save.default.dense.weight", "dense.original_module.weight"] {
+            let nested = TensorName::parse(&format!("{PREFIX}classifier.{path}")).unwrap_err();
+            assert!(nested.to_string().contains("`modules_to_save` inside another"), "{nested}");
+        }
     }
 
     fn any_name() -> impl Strategy<Value = TensorName> {

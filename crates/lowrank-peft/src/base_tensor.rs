@@ -62,6 +62,8 @@ impl Stored {
 pub struct BaseTensor {
     name: String,
     tied_to: Option<String>,
+    /// What it is called in the layer that computes with it, if it is another module's parameter.
+    second_name: Option<String>,
     /// What files call it, if something else: one name, or one for each of as many equal parts.
     stored: Vec<String>,
     /// Whether it is one of those that no gradient is made for.
@@ -87,7 +89,7 @@ impl BaseTensor {
         let state =
             RwLock::new(State { weight, unmerged: None, changed: false, copies: Vec::new() });
         let (name, stored) = (name.into(), Vec::new());
-        Self { name, tied_to: None, stored, buffer: false, saved_dtype, state }
+        Self { name, tied_to: None, second_name: None, stored, buffer: false, saved_dtype, state }
     }
 
     /// A tensor that is widened to f32 once and written back in the dtype that it had.
@@ -114,6 +116,12 @@ impl BaseTensor {
         Self { stored, ..self }
     }
 
+    /// Says what it is called in the layer that computes with it, where it is another module's.
+    #[must_use]
+    pub fn also_named(self, name: String) -> Self {
+        Self { second_name: Some(name), ..self }
+    }
+
     /// The same memory under a second name, as tied embeddings have it.
     pub fn tied(&self, name: impl Into<String>) -> Self {
         let tied_to = Some(self.tied_to.clone().unwrap_or_else(|| self.name.clone()));
@@ -123,6 +131,11 @@ impl BaseTensor {
     /// Its name in the checkpoint.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Its name in the layer that computes with it, if that isn't [`BaseTensor::name`].
+    pub fn second_name(&self) -> Option<&str> {
+        self.second_name.as_deref()
     }
 
     /// The name of the tensor whose memory it shares, as long as no merge has parted them.
