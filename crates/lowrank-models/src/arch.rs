@@ -174,6 +174,9 @@ pub struct Architecture {
     pub question_prefix: Option<&'static str>,
     /// Modules that files know by another name, which is given second.
     pub file_names: &'static [(&'static str, &'static str)],
+    /// Whether transformers looks for every table in the files once the config says that the output
+    /// layer has one of its own.
+    pub unties_all: bool,
     /// The paper.
     pub paper: &'static str,
     /// Builds network and head at the model's root.
@@ -202,6 +205,7 @@ impl Architecture {
         prefixes: &["model"],
         question_prefix: None,
         file_names: &[],
+        unties_all: false,
         paper: "",
         build: |c, _, _| Err(c.not_implemented("model_type", "an entry that builds something")),
     };

@@ -26,6 +26,8 @@ pub(super) const ENTRY: Architecture = Architecture {
     ],
     class: "Bart",
     prefixes: &["model"],
+    // Those of encoder and decoder aren't tied either.
+    unties_all: true,
     paper: "arXiv:1910.13461",
     build,
     ..Architecture::ENCODER_DECODER
