@@ -29,6 +29,7 @@ pub use cross_entropy::{ScoredTargets, cross_entropy, scored_cross_entropy};
 pub use disentangled::{Distances, disentangled_attention};
 pub use dropout::dropout;
 pub use embedding::{LowRankRows, Rows, embedding};
+pub(crate) use grouped_linear::expert_pieces;
 pub use grouped_linear::{LowRankStack, Stack, grouped_linear};
 pub use jitter::jitter;
 pub use join_columns::join_columns;

@@ -63,17 +63,18 @@ impl MappedFile {
 
     /// Says that these bytes won't be read soon, so that their pages needn't stay in memory.
     #[cfg_attr(unix, expect(unsafe_code, reason = "advice that may discard pages is unsafe"))]
-    fn release(&self, start: usize, len: usize) {
+    fn release(&self, bytes: Range<usize>) {
         #[cfg(unix)]
         // SAFETY: the mapping is read-only, so that pages that are discarded hold nothing but what
         // the file does, and are read from it again when they are touched.
         let advised = unsafe {
-            self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len)
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            self.map.unchecked_advise_range(advice, bytes.start, bytes.len())
         };
         #[cfg(unix)]
         drop(advised); // advice that isn't taken costs memory alone
         #[cfg(not(unix))]
-        let _ = (start, len);
+        let _ = bytes;
     }
 }
 
@@ -128,10 +129,7 @@ impl Weight {
         shape: &[usize],
         dtype: DType,
     ) -> Result<Self> {
-        if !matches!(dtype, DType::F32 | DType::BF16 | DType::F16) {
-            let must_be = "f32, bf16 or f16";
-            return Err(Error::Dtype { op: "weight", what: "the tensor", found: dtype, must_be });
-        }
+        check(dtype)?;
         let size = dtype.size_in_bytes();
         let end = shape
             .iter()
@@ -155,11 +153,7 @@ impl Weight {
     /// # Errors
     /// [`Error::Dtype`] for other than f32, bf16 and f16.
     pub fn from_tensor(tensor: &Tensor) -> Result<Self> {
-        let found = tensor.dtype();
-        if !matches!(found, DType::F32 | DType::BF16 | DType::F16) {
-            let must_be = "f32, bf16 or f16";
-            return Err(Error::Dtype { op: "weight", what: "the tensor", found, must_be });
-        }
+        check(tensor.dtype())?;
         let shape = tensor.dims().to_vec();
         Ok(Self { storage: Storage::Tensor(tensor.contiguous()?), shape, transposed: false })
     }
@@ -214,9 +208,7 @@ impl Weight {
             Some(data) => Tensor::from_vec(data, shape, &Device::Cpu)?,
             None => self.as_stored()?.to_dtype(dtype)?,
         };
-        if let Storage::Mapped { file, start, dtype } = &self.storage {
-            file.release(*start, self.elem_count() * dtype.size_in_bytes());
-        }
+        self.release();
         let weight = Self::from_tensor(&tensor)?;
         Ok(if self.transposed { weight.transpose() } else { weight })
     }
@@ -255,10 +247,20 @@ impl Weight {
                 Storage::Tensor(self.as_stored()?.to_device(device)?)
             }
         };
-        if let Storage::Mapped { file, start, dtype } = &self.storage {
-            file.release(*start, self.elem_count() * dtype.size_in_bytes());
-        }
+        self.release();
         Ok(Self { storage, ..self.clone() })
+    }
+
+    /// Says of a mapped weight that it won't be read soon.
+    fn release(&self) {
+        if let Storage::Mapped { file, start, .. } = &self.storage {
+            file.release(self.bytes(*start));
+        }
+    }
+
+    /// The bytes of a weight that is mapped from byte `start` of its file on.
+    fn bytes(&self, start: usize) -> Range<usize> {
+        start..start + self.elem_count() * self.dtype().size_in_bytes()
     }
 
     /// The tensor of [`Weight::dims`] on a device, in its own dtype.
@@ -357,12 +359,8 @@ impl Weight {
     pub(crate) fn matrix(&self, op: &'static str) -> Result<Matrix> {
         let &[rows, columns] = self.shape.as_slice() else {
             let must_be = "a matrix".to_owned();
-            return Err(Error::Shape {
-                op,
-                what: "the weight",
-                found: self.shape.clone(),
-                must_be,
-            });
+            let (what, found) = ("the weight", self.shape.clone());
+            return Err(Error::Shape { op, what, found, must_be });
         };
         let (row_stride, column_stride) = if self.transposed { (1, rows) } else { (columns, 1) };
         Ok(Matrix { rows, columns, row_stride, column_stride })
@@ -373,15 +371,14 @@ impl Weight {
         match &self.storage {
             Storage::Stack(_) => Self::from_tensor(&self.as_stored()?)?.with_elements(f),
             Storage::Mapped { file, start, dtype } => {
-                let end = start + self.elem_count() * dtype.size_in_bytes();
-                let bytes = file.bytes().get(*start..end).unwrap_or_default();
+                let bytes = file.bytes().get(self.bytes(*start)).unwrap_or_default();
                 let found = f(match dtype {
                     DType::BF16 => Elements::Bf16(cast(bytes)),
                     DType::F16 => Elements::F16(cast(bytes)),
                     _ => Elements::F32(cast(bytes)),
                 });
                 if *start >= file.passing_from.load(Ordering::Relaxed) {
-                    file.release(*start, bytes.len());
+                    self.release();
                 }
                 Ok(found)
             }
@@ -431,8 +428,7 @@ impl Weight {
                 Ok(Tensor::cat(&parts, 0)?.reshape(self.shape.as_slice())?)
             }
             Storage::Mapped { file, start, dtype } => {
-                let end = start + self.elem_count() * dtype.size_in_bytes();
-                let bytes = file.bytes().get(*start..end).unwrap_or_default();
+                let bytes = file.bytes().get(self.bytes(*start)).unwrap_or_default();
                 Ok(Tensor::from_raw_buffer(bytes, *dtype, &self.stored_shape(), &Device::Cpu)?)
             }
         }
@@ -444,15 +440,23 @@ impl Weight {
     }
 }
 
+fn check(found: DType) -> Result<()> {
+    let (op, what, must_be) = ("weight", "the tensor", "f32, bf16 or f16");
+    match found {
+        DType::F32 | DType::BF16 | DType::F16 => Ok(()),
+        _ => Err(Error::Dtype { op, what, found, must_be }),
+    }
+}
+
 /// Parts of one dtype that follow each other in a file, as one.
 fn joined(parts: &[Weight]) -> Option<Storage> {
     let all = parts.first()?.storage.clone();
     let Storage::Mapped { file, start, .. } = &all else { return None };
     let mut next = *start;
     let follows = |part: &Weight| {
-        let Storage::Mapped { file: of, start, dtype } = &part.storage else { return false };
+        let Storage::Mapped { file: of, start, .. } = &part.storage else { return false };
         let fits = Arc::ptr_eq(of, file) && *start == next;
-        next += part.elem_count() * dtype.size_in_bytes();
+        next = part.bytes(*start).end;
         fits
     };
     parts.iter().all(follows).then_some(all)

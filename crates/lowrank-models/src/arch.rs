@@ -174,6 +174,13 @@ pub struct Architecture {
     pub question_prefix: Option<&'static str>,
     /// Modules that files know by another name, which is given second.
     pub file_names: &'static [(&'static str, &'static str)],
+    /// `pad_token_id` where a config lacks the field: what transformers' class of it has.
+    pub pad_token_id: Option<u32>,
+    /// `decoder_start_token_id`, likewise.
+    pub decoder_start_token_id: Option<u32>,
+    /// Whether transformers looks for every table in the files once the config says that the output
+    /// layer has one of its own.
+    pub unties_all: bool,
     /// The paper.
     pub paper: &'static str,
     /// Builds network and head at the model's root.
@@ -202,6 +209,9 @@ impl Architecture {
         prefixes: &["model"],
         question_prefix: None,
         file_names: &[],
+        pad_token_id: None,
+        decoder_start_token_id: None,
+        unties_all: false,
         paper: "",
         build: |c, _, _| Err(c.not_implemented("model_type", "an entry that builds something")),
     };
@@ -216,6 +226,7 @@ impl Architecture {
             Task::QuestionAns,
             Task::FeatureExtraction,
         ],
+        pad_token_id: Some(0),
         ..Self::DECODER
     };
 
@@ -237,6 +248,7 @@ impl Architecture {
     const ENCODER_DECODER: Self = Self {
         family: Family::EncoderDecoder,
         tasks: &[Task::Seq2SeqLm, Task::FeatureExtraction],
+        pad_token_id: Some(0),
         ..Self::DECODER
     };
 
@@ -373,6 +385,14 @@ impl Architecture {
         config.set("model_type", self.model_type.into());
         config.remove("auto_map");
         Ok(())
+    }
+
+    /// A config with the token ids that it means where it lacks them.
+    pub fn with_token_ids(&self, config: &Config) -> Config {
+        config.with_defaults([
+            ("pad_token_id", self.pad_token_id.into()),
+            ("decoder_start_token_id", self.decoder_start_token_id.into()),
+        ])
     }
 
     /// An error unless there is a head for `task`.

@@ -146,16 +146,21 @@ impl Config {
         Ok(self.token_ids(key)?.first().copied())
     }
 
-    /// The row of the words' table that training leaves as it is: `pad_token_id`, or where the
-    /// config lacks the field what transformers' class has.
+    /// The row of the words' table that training leaves as it is: `pad_token_id`. A negative one
+    /// counts from the end, as torch's `padding_idx` does.
     ///
     /// # Errors
-    /// As [`Config::token_id`].
-    pub fn padding_row(&self, default: Option<u32>) -> Result<Option<u32>> {
-        match self.fields.contains_key("pad_token_id") {
-            true => self.token_id("pad_token_id"),
-            false => Ok(default),
-        }
+    /// When the table has no such row; as [`Config::token_id`].
+    pub fn padding_row(&self) -> Result<Option<u32>> {
+        let (key, rows) = ("pad_token_id", self.size("vocab_size")? as i64);
+        let row = match self.get(key).and_then(Value::as_i64) {
+            Some(id) if id < 0 => Some(rows + id),
+            _ => self.token_id(key)?.map(i64::from),
+        };
+        let Some(row) = row else { return Ok(None) };
+        let in_table = u32::try_from(row).ok().filter(|_| row < rows);
+        let must_be = || format!("a row of the words' table, which has {rows} (`vocab_size`)");
+        in_table.map(Some).ok_or_else(|| self.wrong(key, must_be()))
     }
 
     /// Token ids: none, one, or a list.

@@ -130,7 +130,8 @@ impl Model {
             weights.release_above(limit);
         }
         let builder = Builder::new(weights, architecture, task, fresh, place_of(options));
-        let (network, head) = (architecture.build)(&config, task, &builder)?;
+        let (network, head) =
+            (architecture.build)(&architecture.with_token_ids(&config), task, &builder)?;
         let (built, unused) = builder.finish();
         Ok(Self {
             folder: folder.to_owned(),
@@ -163,6 +164,7 @@ impl Model {
             return Ok(None);
         }
         let (config, field) = (self.text_config()?, "decoder_start_token_id");
+        let config = Architecture::of(&config)?.with_token_ids(&config);
         let start = config
             .token_id(field)?
             .map_or_else(|| config.token_id("pad_token_id"), |t| Ok(Some(t)))?;

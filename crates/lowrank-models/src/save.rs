@@ -129,12 +129,11 @@ impl Model {
         }
     }
 
-    /// Whether transformers looks for every table in the files: once BART's config says that the
-    /// output layer has one of its own, those of encoder and decoder aren't tied either.
+    /// Whether transformers looks for every table in the files.
     fn reads_every_table(&self) -> Result<bool> {
         let tied = self.config.switch_or("tie_word_embeddings", true)?;
         let is_apart = !tied || self.own_output().is_some();
-        Ok(is_apart && self.architecture.model_type == "bart")
+        Ok(is_apart && self.architecture.unties_all)
     }
 
     /// BERT's output layer has its bias under a name of its own, of which the layer's is a copy

@@ -5,7 +5,11 @@ use std::{ops::Range, sync::Arc};
 use candle_core::{DType, Device, Tensor};
 
 use super::{data, product};
-use crate::{Result, Value, Weight, kept::Kept, ops::LowRankStack};
+use crate::{
+    Result, Value, Weight,
+    kept::Kept,
+    ops::{LowRankStack, expert_pieces},
+};
 
 /// [`crate::ops::grouped_linear`] for the matrices `w`, which are `trained` if they are a value's.
 pub(crate) fn grouped_linear(
@@ -109,29 +113,28 @@ impl Saved {
         self.groups.len()
     }
 
-    /// The pieces of memory that make up an expert's matrix, one below another.
-    fn pieces(&self, e: usize) -> Result<Vec<Tensor>> {
-        let matrix = self.w.rows(e * self.out..(e + 1) * self.out)?;
-        matrix.pieces().iter().map(|piece| piece.on(&self.device)).collect()
+    /// The pieces that make up an expert's matrix and their rows, on the device.
+    fn pieces(&self, e: usize) -> Result<Vec<(Range<usize>, Tensor)>> {
+        let pieces = expert_pieces(&self.w, self.out, e)?.into_iter();
+        pieces.map(|(rows, piece)| Ok((rows, piece.on(&self.device)?))).collect()
     }
 
     /// `x·W_eᵀ`
     fn times_matrix(&self, e: usize, x: &Tensor) -> Result<Tensor> {
-        let parts = self.pieces(e)?.into_iter().map(|w| product(x, &w.t()?, DType::F32));
+        let parts = self.pieces(e)?.into_iter().map(|(_, w)| product(x, &w.t()?, DType::F32));
         Ok(Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 1)?)
     }
 
     /// `dy·W_e`
     fn input_gradient(&self, e: usize, dy: &Tensor) -> Result<Tensor> {
-        let (mut dx, mut start) = (None, 0);
-        for w in self.pieces(e)? {
-            let rows = w.dim(0)?;
-            let part = product(&dy.narrow(1, start, rows)?.contiguous()?, &w, DType::F32)?;
+        let mut dx = None;
+        for (rows, w) in self.pieces(e)? {
+            let dy = dy.narrow(1, rows.start, rows.len())?.contiguous()?;
+            let part = product(&dy, &w, DType::F32)?;
             dx = Some(match dx {
                 Some(dx) => (dx + part)?,
                 None => part,
             });
-            start += rows;
         }
         let columns = self.w.dims().last().copied().unwrap_or_default();
         let zeros = || Tensor::zeros((dy.dim(0)?, columns), DType::F32, &self.device);

@@ -67,18 +67,23 @@ impl Layout {
         let groups = self.groups.iter().cloned().enumerate();
         groups.filter(|(_, rows)| !rows.is_empty()).collect()
     }
+}
 
-    /// The pieces of memory that make up an expert's matrix, one below another, and their rows.
-    fn pieces(&self, stack: &Weight, expert: usize) -> Result<Vec<(Range<usize>, Weight)>> {
-        let matrix = stack.rows(expert * self.out..(expert + 1) * self.out)?;
-        let mut end = 0;
-        let rows = |piece: Weight| {
-            let start = end;
-            end += piece.dims()[0];
-            (start..end, piece)
-        };
-        Ok(matrix.pieces().into_iter().map(rows).collect())
-    }
+/// The pieces of memory that make up an expert's matrix of `out` rows, one below another, and their
+/// rows.
+pub(crate) fn expert_pieces(
+    stack: &Weight,
+    out: usize,
+    expert: usize,
+) -> Result<Vec<(Range<usize>, Weight)>> {
+    let matrix = stack.rows(expert * out..(expert + 1) * out)?;
+    let mut end = 0;
+    let rows = |piece: Weight| {
+        let start = end;
+        end += piece.dims()[0];
+        (start..end, piece)
+    };
+    Ok(matrix.pieces().into_iter().map(rows).collect())
 }
 
 /// The product of each expert's rows of `x` `[n, in]` with its matrix: `[n, out]`, bf16 if the
@@ -268,7 +273,7 @@ fn forward<T: Room>(
         let x = View::over(x.slice(rows.start * input..rows.end * input), n, input);
         let hidden: Vec<Vec<f32>> =
             (factors.iter()).map(|t| times(t.scale, x, t.a_of(*expert).t(), [n, t.r])).collect();
-        for (rows, weight) in &layout.pieces(stack, *expert)? {
+        for (rows, weight) in &expert_pieces(stack, out, *expert)? {
             let terms: Vec<Term<'_>> = (factors.iter().zip(&hidden))
                 .map(|(t, h)| Term { left: View::new(h, n, t.r), right: t.b_of(*expert, rows) })
                 .collect();
@@ -376,7 +381,7 @@ impl Saved {
             let terms: Vec<Term<'_>> = (factors.iter().zip(&dh))
                 .map(|(t, dh)| Term { left: View::new(dh, n, t.r), right: t.a_of(expert).t() })
                 .collect();
-            let pieces = self.layout.pieces(&self.weight, expert)?;
+            let pieces = expert_pieces(&self.weight, out, expert)?;
             let layers = pieces.iter().enumerate().map(|(i, (rows, weight))| {
                 let terms = if i == 0 { &*terms } else { &[] };
                 Linear { x: dy.columns(rows.clone()), weight, bias: None, terms }

@@ -26,6 +26,10 @@ pub(super) const ENTRY: Architecture = Architecture {
     ],
     class: "Bart",
     prefixes: &["model"],
+    pad_token_id: Some(1),
+    decoder_start_token_id: Some(2),
+    // Those of encoder and decoder aren't tied either.
+    unties_all: true,
     paper: "arXiv:1910.13461",
     build,
     ..Architecture::ENCODER_DECODER
@@ -38,16 +42,13 @@ const ALIASES: &[(&str, &str)] = &[
     ("num_attention_heads", "encoder_attention_heads"),
 ];
 
-/// `pad_token_id` where the config doesn't say.
-const PADDING: Option<u32> = Some(1);
-
 fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     let (c, base) = (&c.with_aliases(ALIASES), b.base());
     if task == Task::CausalLm {
         return decoder_alone(c, b);
     }
     let (d_model, vocab_size) = (c.size("hidden_size")?, c.size("vocab_size")?);
-    let shared = base.padded_embedding("shared", vocab_size, d_model, c.padding_row(PADDING)?)?;
+    let shared = base.padded_embedding("shared", vocab_size, d_model, c.padding_row()?)?;
     let stack = |name, is_decoder| {
         let shape = BartStackShape::from_config(c, is_decoder)?;
         let place = base.at(name);
@@ -61,7 +62,9 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
         _ => Head::Features,
     };
     // Classifiers and the bare model have no target of their own.
-    let rereads_after = Some(c.token_id("decoder_start_token_id")?.unwrap_or(2));
+    let start = c.token_id("decoder_start_token_id")?;
+    let start = start.ok_or_else(|| c.wrong("decoder_start_token_id", "a token id"))?;
+    let rereads_after = Some(start);
     Ok((Arc::new(EncoderDecoder { shared, encoder, decoder, rereads_after }), head))
 }
 
@@ -70,7 +73,7 @@ fn decoder_alone(c: &Config, b: &Builder) -> Result<Parts> {
     let (base, sizes) = (b.base(), (c.size("vocab_size")?, c.size("hidden_size")?));
     // A file of both halves has one table for all.
     let place = base.at_filed("decoder.embed_tokens", "shared");
-    let table = place.padded_embedding("", sizes.0, sizes.1, c.padding_row(PADDING)?)?;
+    let table = place.padded_embedding("", sizes.0, sizes.1, c.padding_row()?)?;
     let shape = BartStackShape::from_config(c, true)?;
     let stack = BartStack::build(&shape, c, table.clone(), &base.at("decoder"))?;
     let head = Head::Tokens(TokenHead::of(output_layer(c, &table, b)?));

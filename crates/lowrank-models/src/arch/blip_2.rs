@@ -48,6 +48,7 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     let ImageTokens { id: image_token, count } = ImageTokens::read(c)?;
     let qformer = QueryFormer::build(&queries, count, vision.size("hidden_size")?, b)?;
     let inner = Architecture::of(&text)?;
+    let text = inner.with_token_ids(&text);
     // transformers' bare model is the whole one, the words' head included.
     let task = match task {
         Task::FeatureExtraction => inner.default_task(&text)?,

@@ -19,6 +19,7 @@ pub(super) const ENTRY: Architecture = Architecture {
     model_type: "gemma",
     class: "Gemma",
     tasks: &[Task::CausalLm, Task::SeqCls, Task::TokenCls, Task::FeatureExtraction],
+    pad_token_id: Some(0),
     paper: "arXiv:2403.08295",
     build,
     ..Architecture::DECODER
@@ -48,7 +49,6 @@ pub(super) fn attention(c: &Config) -> Result<SelfAttentionShape> {
 pub(super) fn decoder_shape(c: &Config) -> Result<DecoderShape> {
     let shape = llama::decoder_shape(c, Rotary::whole(c, head_dim(c)?)?)?;
     Ok(DecoderShape {
-        padding: c.padding_row(Some(0))?,
         embedding_scale: Some((shape.norm.dim as f32).sqrt()),
         norm: NormShape { kind: NormKind::RmsAroundOne, ..shape.norm },
         ..shape

@@ -43,7 +43,6 @@ pub(super) fn defaults(c: &Config) -> Config {
         ("num_attention_heads", 8.into()),
         ("num_key_value_heads", 4.into()),
         ("sliding_window", 4096.into()),
-        ("pad_token_id", 0.into()),
     ])
 }
 

@@ -19,6 +19,7 @@ pub(super) const ENTRY: Architecture = Architecture {
     model_type: "glm",
     class: "Glm",
     tasks: &[Task::CausalLm, Task::SeqCls, Task::TokenCls, Task::FeatureExtraction],
+    pad_token_id: Some(151_329),
     paper: "arXiv:2406.12793",
     build,
     ..Architecture::DECODER
@@ -56,7 +57,6 @@ pub(super) fn with_layers(
         ("head_dim", 128.into()),
         ("partial_rotary_factor", 0.5.into()),
         ("rms_norm_eps", 1.562_5e-7.into()),
-        ("pad_token_id", 151_329.into()),
     ]);
     let attention = SelfAttentionShape {
         qkv_bias: c.switch_or("attention_bias", true)?,

@@ -79,7 +79,7 @@ pub(super) fn mlp(c: &Config) -> Result<MlpShape> {
 pub(super) fn decoder_shape(c: &Config, rotary: Rotary) -> Result<DecoderShape> {
     Ok(DecoderShape {
         vocab_size: c.size("vocab_size")?,
-        padding: c.padding_row(None)?,
+        padding: c.padding_row()?,
         embedding_scale: None,
         layers: c.size("num_hidden_layers")?,
         norm: NormShape::rms(c.size("hidden_size")?, c.epsilon_or("rms_norm_eps", 1e-6)?),

@@ -21,6 +21,7 @@ pub(super) const ENTRY: Architecture = Architecture {
     model_type: "opt",
     class: "OPT",
     tasks: &[Task::CausalLm, Task::SeqCls, Task::QuestionAns, Task::FeatureExtraction],
+    pad_token_id: Some(1),
     paper: "arXiv:2205.01068",
     build,
     ..Architecture::DECODER
@@ -35,7 +36,7 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     }
     let (base, hidden) = (b.base().at("decoder"), c.size("hidden_size")?);
     let width = c.size_or("word_embed_proj_dim", hidden)?;
-    let (words, padding) = (c.size("vocab_size")?, c.padding_row(Some(1))?);
+    let (words, padding) = (c.size("vocab_size")?, c.padding_row()?);
     let embedding = base.padded_embedding("embed_tokens", words, width, padding)?;
     let (table, field) = ("embed_positions", "max_position_embeddings");
     let positions = LearnedPositions::counting_tokens(table, field, (hidden, OFFSET), c, &base)?;

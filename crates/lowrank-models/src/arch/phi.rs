@@ -28,7 +28,7 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     let shape = attention_shape(c)?;
     let rotary = c.with_defaults([("partial_rotary_factor", 0.5.into())]);
     let rotary = Rotary::from_config(&rotary, shape.head_dim)?;
-    let (words, padding) = (c.size("vocab_size")?, c.padding_row(None)?);
+    let (words, padding) = (c.size("vocab_size")?, c.padding_row()?);
     let embedding = base.padded_embedding("embed_tokens", words, hidden, padding)?;
     let layers = c.size("num_hidden_layers")?;
     let blocks = base.list("layers", layers, |_, b| block(c, &shape, b))?;

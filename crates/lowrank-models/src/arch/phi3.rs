@@ -17,6 +17,7 @@ pub(super) const ENTRY: Architecture = Architecture {
     model_type: "phi3",
     class: "Phi3",
     tasks: &[Task::CausalLm, Task::SeqCls, Task::TokenCls, Task::FeatureExtraction],
+    pad_token_id: Some(32_000),
     paper: "arXiv:2404.14219",
     build,
     ..Architecture::DECODER
@@ -27,7 +28,6 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
         ("rms_norm_eps", 1e-5.into()),
         ("max_position_embeddings", 4096.into()),
         (TRAINED, 4096.into()),
-        ("pad_token_id", 32_000.into()),
     ]);
     // Of configs for code of the model's own; transformers builds none of these.
     for key in ["attention_bias", "mlp_bias", "lm_head_bias"] {

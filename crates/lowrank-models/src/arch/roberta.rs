@@ -23,6 +23,7 @@ pub(super) const ENTRY: Architecture = Architecture {
     model_type: "roberta",
     class: "Roberta",
     prefixes: &["roberta"],
+    pad_token_id: Some(1),
     paper: "arXiv:1907.11692",
     build,
     ..Architecture::ENCODER_OR_DECODER

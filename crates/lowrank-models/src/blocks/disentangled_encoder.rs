@@ -72,7 +72,7 @@ struct Block {
 fn embeddings(s: &EncoderShape, c: &Config, b: &Builder) -> crate::Result<EncoderEmbeddings> {
     let (dim, hidden) = (s.embedding_size, s.hidden_size);
     let (table, field) = ("position_embeddings", "max_position_embeddings");
-    let (words, padding) = (c.size("vocab_size")?, c.padding_row(Some(0))?);
+    let (words, padding) = (c.size("vocab_size")?, c.padding_row()?);
     let word_embeddings = b.padded_embedding("word_embeddings", words, dim, padding)?;
     let positions = || LearnedPositions::build(table, field, dim, c, b);
     let types = || b.embedding("token_type_embeddings", c.size("type_vocab_size")?, dim);

@@ -68,7 +68,7 @@ impl EncoderEmbeddings {
     /// # Errors
     /// When a tensor is missing or misshapen, or a size missing in the config.
     pub fn build(s: &EncoderShape, c: &Config, b: &Builder) -> crate::Result<Self> {
-        Self::counting(PositionIds::Place, c.padding_row(Some(0))?, s, c, b)
+        Self::counting(PositionIds::Place, s, c, b)
     }
 
     /// [`EncoderEmbeddings::build`] of a model whose positions count from the padding token on
@@ -77,19 +77,20 @@ impl EncoderEmbeddings {
     /// # Errors
     /// As [`EncoderEmbeddings::build`].
     pub fn build_after_padding(s: &EncoderShape, c: &Config, b: &Builder) -> crate::Result<Self> {
-        let padding = c.padding_row(Some(1))?.unwrap_or(1);
-        Self::counting(PositionIds::After(padding), Some(padding), s, c, b)
+        let key = "pad_token_id";
+        let padding = c.token_id(key)?.ok_or_else(|| c.wrong(key, "a token id"))?;
+        Self::counting(PositionIds::After(padding), s, c, b)
     }
 
     fn counting(
         position_ids: PositionIds,
-        padding: Option<u32>,
         s: &EncoderShape,
         c: &Config,
         b: &Builder,
     ) -> crate::Result<Self> {
         let (dim, words) = (s.embedding_size, c.size("vocab_size")?);
-        let word_embeddings = b.padded_embedding("word_embeddings", words, dim, padding)?;
+        let word_embeddings =
+            b.padded_embedding("word_embeddings", words, dim, c.padding_row()?)?;
         let own_padding = match position_ids {
             PositionIds::Place => None,
             PositionIds::After(padding) => Some(padding),
