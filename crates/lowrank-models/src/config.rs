@@ -223,13 +223,14 @@ impl Config {
         Ok(self.positive(key)?.unwrap_or(default))
     }
 
-    /// A switch with a default.
+    /// A switch with a default. `null` is off, as it is in Python.
     ///
     /// # Errors
     /// When it is something else than true or false.
     pub fn switch_or(&self, key: &str, default: bool) -> Result<bool> {
+        let is_null = self.fields.get(self.key_of(key)).is_some_and(Value::is_null);
         match self.get(key) {
-            None => Ok(default),
+            None => Ok(default && !is_null),
             Some(v) => v.as_bool().ok_or_else(|| self.wrong(key, "true or false")),
         }
     }
@@ -379,6 +380,14 @@ mod tests {
         assert_eq!((c.size("groups")?, c.get("n_heads")), (3, None));
         let message = c.size("layers").expect_err("no number").to_string();
         assert!(message.contains("`depth` is `\"two\"`"), "{message}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_switch_that_is_null_is_off() -> Result<()> {
+        let c = Config::parse("config.json".to_owned(), r#"{"scaled": null, "on": true}"#)?;
+        assert!(!c.switch_or("scaled", true)?);
+        assert!(c.switch_or("on", false)? && c.switch_or("absent", true)?);
         Ok(())
     }
 }
