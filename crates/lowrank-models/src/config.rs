@@ -129,6 +129,16 @@ impl Config {
         self.get(key).map(read).transpose()
     }
 
+    /// A whole number from 0 on, that may be absent.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn count_or_none(&self, key: &str) -> Result<Option<usize>> {
+        let count = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok());
+        let read = |v| count(v).ok_or_else(|| self.wrong(key, "a whole number from 0 on"));
+        self.get(key).map(read).transpose()
+    }
+
     /// A size with a default.
     ///
     /// # Errors
