@@ -129,6 +129,16 @@ impl Config {
         self.get(key).map(read).transpose()
     }
 
+    /// A whole number from 0 on, that may be absent.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn count_or_none(&self, key: &str) -> Result<Option<usize>> {
+        let count = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok());
+        let read = |v| count(v).ok_or_else(|| self.wrong(key, "a whole number from 0 on"));
+        self.get(key).map(read).transpose()
+    }
+
     /// A size with a default.
     ///
     /// # Errors
@@ -228,13 +238,14 @@ impl Config {
         Ok(self.positive(key)?.unwrap_or(default))
     }
 
-    /// A switch with a default.
+    /// A switch with a default. `null` is off, as it is in Python.
     ///
     /// # Errors
     /// When it is something else than true or false.
     pub fn switch_or(&self, key: &str, default: bool) -> Result<bool> {
+        let is_null = self.fields.get(self.key_of(key)).is_some_and(Value::is_null);
         match self.get(key) {
-            None => Ok(default),
+            None => Ok(default && !is_null),
             Some(v) => v.as_bool().ok_or_else(|| self.wrong(key, "true or false")),
         }
     }
@@ -384,6 +395,14 @@ mod tests {
         assert_eq!((c.size("groups")?, c.get("n_heads")), (3, None));
         let message = c.size("layers").expect_err("no number").to_string();
         assert!(message.contains("`depth` is `\"two\"`"), "{message}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_switch_that_is_null_is_off() -> Result<()> {
+        let c = Config::parse("config.json".to_owned(), r#"{"scaled": null, "on": true}"#)?;
+        assert!(!c.switch_or("scaled", true)?);
+        assert!(c.switch_or("on", false)? && c.switch_or("absent", true)?);
         Ok(())
     }
 }

@@ -6,7 +6,11 @@ use candle_core::Tensor;
 use lowrank_autograd::{Awake, Error as ComputeError, Key};
 use lowrank_peft::Pass;
 
-use crate::{Cache, Config, Context, Encoded, Error, Family, Input, Model, Result, Sequences};
+use crate::{Cache, Context, Encoded, Error, Family, Input, Model, Result, Sequences};
+
+mod asked;
+
+pub use asked::{Barred, Forced, asked_repetition_penalty, generation_start};
 
 /// How the next token is chosen, under transformers' names.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,56 +42,13 @@ pub struct GenerateOptions {
     pub eos_token_ids: Vec<u32>,
     /// How the next token is chosen.
     pub sampling: Sampling,
-    /// Tokens that aren't chosen.
+    /// Tokens that take their places unchosen.
     pub forced: Forced,
+    /// Tokens that can't be chosen.
+    pub barred: Barred,
     /// The position of each prompt's first token, where it isn't the model's own first one; read
     /// by models that take [`Input::position_ids`].
     pub first_positions: Vec<u32>,
-}
-
-/// Tokens that take a fixed place in what is generated.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Forced {
-    /// `forced_bos_token_id`: follows a sequence's first token.
-    pub second: Option<u32>,
-    /// `forced_eos_token_id`: the last of `max_new_tokens`.
-    pub last: Option<u32>,
-}
-
-impl Forced {
-    /// What a model's `generation_config.json` asks for or, in a folder without one, its
-    /// `config.json`, as transformers has it.
-    ///
-    /// # Errors
-    /// When the file isn't JSON or a field isn't a token.
-    pub fn of(model: &Model) -> Result<Self> {
-        let path = model.folder.join("generation_config.json");
-        if path.is_file() {
-            let config = Config::read(&path)?;
-            let second = config.token_id("forced_bos_token_id")?;
-            return Ok(Self { second, last: config.token_id("forced_eos_token_id")? });
-        }
-        let config = model.text_config()?;
-        let mut forced = Self {
-            second: config.token_id("forced_bos_token_id")?,
-            last: config.token_id("forced_eos_token_id")?,
-        };
-        if config.switch_or("force_bos_token_to_be_generated", false)? {
-            forced.second = config.token_id("bos_token_id")?;
-        }
-        // The one class of configs that has a default.
-        let silent = !config.fields().contains_key("forced_eos_token_id");
-        if silent && model.architecture.model_type == "bart" {
-            forced.last = Some(2);
-        }
-        Ok(forced)
-    }
-
-    /// The token of a step of a sequence that has `seen` tokens.
-    fn at(self, step: usize, seen: usize, max_new_tokens: usize) -> Option<u32> {
-        let last = self.last.filter(|_| step + 1 == max_new_tokens);
-        last.or(self.second.filter(|_| seen == 1))
-    }
 }
 
 /// Continues each prompt; `on_token` hears of every token as it comes, by sequence, and ends the
@@ -127,12 +88,15 @@ pub fn generate_after(
     for step in 0..options.max_new_tokens {
         let logits = run.step()?;
         let mut next = Vec::with_capacity(rows);
-        for (row, logits) in logits.iter().enumerate() {
+        for (row, mut logits) in logits.into_iter().enumerate() {
             let key = Key::new(options.sampling.seed).with(row as u64).with(step as u64);
             let seen = run.seen(row);
             let token = match options.forced.at(step, seen.len(), options.max_new_tokens) {
                 Some(token) => token,
-                None => choose(logits, seen, &options.sampling, key)?,
+                None => {
+                    options.barred.apply(&mut logits, step, seen, &options.eos_token_ids);
+                    choose(&logits, seen, &options.sampling, key)?
+                }
             };
             next.push(token);
             if open.get(row) == Some(&true) {
@@ -184,7 +148,7 @@ impl<'a> Run<'a> {
         let (encoded, tokens) = match model.family {
             Family::Decoder => (None, prompts.rows()),
             Family::EncoderDecoder => {
-                let start = model.target_start()?.unwrap_or_default();
+                let start = generation_start(model)?.unwrap_or_default();
                 (Some(network.encode(prompts, pass)?), vec![vec![start]; rows])
             }
             Family::Encoder => {

@@ -26,7 +26,10 @@ pub use arch::{ARCHITECTURES, Architecture, Beside, Family, Modality, OtherType}
 pub use builder::{Builder, Built, DropoutSite, FreshInit, NormShape};
 pub use config::Config;
 pub use error::{Error, Result};
-pub use generate::{Forced, GenerateOptions, Sampling, generate, generate_after};
+pub use generate::{
+    Barred, Forced, GenerateOptions, Sampling, asked_repetition_penalty, generate, generate_after,
+    generation_start,
+};
 pub use image_tokens::ImageTokens;
 pub use kinds::{Openness, Working};
 pub use labels::{LABELS_NAME, LabelNames};

@@ -94,6 +94,18 @@ pub struct Model {
     head: Head,
 }
 
+/// An error where the config lets the tokens of a decoder see those behind them, as transformers
+/// does for any model (and as embedding models made of decoders have it).
+fn check_direction(config: &Config, family: Family) -> Result<()> {
+    let text = config.object("text_config")?;
+    for config in [Some(config), text.as_ref()].into_iter().flatten() {
+        if family != Family::Encoder && !config.switch_or("is_causal", true)? {
+            return Err(config.not_implemented("is_causal", "true"));
+        }
+    }
+    Ok(())
+}
+
 impl Model {
     /// Opens a Hugging Face folder.
     ///
@@ -115,6 +127,7 @@ impl Model {
         let task = options.task.map_or_else(|| architecture.default_task(&config), Ok)?;
         architecture.check_task(task)?;
         let family = architecture.family_for(task, &config)?;
+        check_direction(&config, family)?;
         if (architecture.family, task) == (Family::EncoderDecoder, Task::CausalLm) {
             // As transformers' class of the decoder alone does.
             config.set("is_decoder", true.into());
@@ -255,5 +268,21 @@ fn set_labels(config: &mut Config, options: &OpenOptions) {
     }
     if let Some(problem_type) = options.problem_type {
         config.set("problem_type", problem_type.name().into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_decoder_that_reads_both_ways_is_refused() -> Result<()> {
+        for text in [r#"{"is_causal": false}"#, r#"{"text_config": {"is_causal": false}}"#] {
+            let config = Config::parse("config.json".to_owned(), text)?;
+            check_direction(&config, Family::Encoder)?;
+            let message = check_direction(&config, Family::Decoder).expect_err(text).to_string();
+            assert!(message.contains("is_causal` is `false`"), "{message}");
+        }
+        Ok(())
     }
 }

@@ -195,8 +195,7 @@ impl PeftModel {
     /// # Errors
     /// When there is none of that name.
     pub fn set_trainable(&self, name: &str, trainable: bool) -> Result<()> {
-        let parameters = self.adapter(name)?.parameters(&self.model.modules);
-        parameters.iter().for_each(|p| p.set_trainable(trainable));
+        self.adapter(name)?.set_trainable(&self.model.modules, trainable);
         Ok(())
     }
 

@@ -304,9 +304,12 @@ pub fn decoder_head(
                 None => c.probability_or(field, default)?,
             };
             let name = names.token_classifier;
+            // transformers' generic head alone can do without.
+            let bias = name != DecoderHeads::GENERIC.token_classifier
+                || c.switch_or("token_classification_bias", true)?;
             Head::Tokens(TokenHead {
                 dropout: Some(b.dropout("dropout", p)),
-                ..TokenHead::of(b.head_linear(name, hidden, c.num_labels()?, true)?)
+                ..TokenHead::of(b.head_linear(name, hidden, c.num_labels()?, bias)?)
             })
         }
         Task::QuestionAns => {

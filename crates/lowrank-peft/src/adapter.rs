@@ -265,6 +265,15 @@ impl Adapter {
         modules.parameters_of(&self.name)
     }
 
+    /// Thaws what the adapter trains, or freezes it.
+    pub fn set_trainable(&self, modules: &Modules, trainable: bool) {
+        let keeps_b = self.plan.config.init_lora_weights.keeps_b();
+        let is_b = |name: &str| [".lora_B.", ".lora_embedding_B"].iter().any(|b| name.contains(b));
+        for parameter in self.parameters(modules) {
+            parameter.set_trainable(trainable && !(keeps_b && is_b(parameter.name())));
+        }
+    }
+
     /// PEFT's `get_peft_model_state_dict`: what the file holds, by name.
     ///
     /// # Errors

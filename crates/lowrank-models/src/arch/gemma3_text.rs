@@ -60,6 +60,16 @@ fn check_older_scaling(c: &Config) -> Result<()> {
     }
 }
 
+/// An error for YaRN's `truncate`, which transformers doesn't find in the positions of one kind.
+fn check_truncation(given: Option<Config>) -> Result<()> {
+    match given {
+        Some(given) if !given.switch_or("truncate", true)? => {
+            Err(given.not_implemented("truncate", "true"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The config as layers that slide read it where positions are spelled in the older way.
 fn local(c: &Config) -> Config {
     let mut local = c.clone();
@@ -76,7 +86,30 @@ fn positions(c: &Config, kind: &str) -> Result<Config> {
             let known = "an object for each of sliding_attention and full_attention";
             return Err(c.not_implemented("rope_parameters", known));
         }
+        check_truncation(kinds.object(kind)?)?;
         own.set("rope_parameters", kinds.get(kind).cloned().unwrap_or_default());
     }
+    check_truncation(c.object("rope_scaling")?)?;
     Ok(own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_transformers_does_not_find_in_positions_is_refused() -> Result<()> {
+        for place in ["rope_scaling", "rope_parameters"] {
+            let yarn = r#"{"rope_type": "yarn", "truncate": false}"#;
+            let of_kind = match place {
+                "rope_scaling" => yarn.to_owned(),
+                _ => format!(r#"{{"full_attention": {yarn}}}"#),
+            };
+            let text = format!(r#"{{"{place}": {of_kind}}}"#);
+            let c = Config::parse("config.json".to_owned(), &text)?;
+            let message = positions(&c, "full_attention").expect_err("truncate").to_string();
+            assert!(message.contains("truncate` is `false`"), "{message}");
+        }
+        Ok(())
+    }
 }

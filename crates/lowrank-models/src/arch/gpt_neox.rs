@@ -24,15 +24,15 @@ pub(super) const ENTRY: Architecture = Architecture {
     ..Architecture::DECODER
 };
 
-/// What transformers 4 calls two fields.
-const OLD_NAMES: &[(&str, &str)] =
-    &[("rope_theta", "rotary_emb_base"), ("partial_rotary_factor", "rotary_pct")];
+/// What two fields are called beside `rope_parameters`, where transformers doesn't read them under
+/// the names that they have within.
+const OUTER_NAMES: [(&str, &str); 2] =
+    [("rotary_emb_base", "rope_theta"), ("rotary_pct", "partial_rotary_factor")];
 
 fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
     let (base, hidden) = (b.base(), c.size("hidden_size")?);
     let shape = causal_shape(c, "hidden_size", "num_attention_heads")?;
-    let rotary = c.with_defaults([("rotary_pct", 0.25.into())]).with_aliases(OLD_NAMES);
-    let rotary = Rotary::from_config(&rotary, shape.head_dim)?;
+    let rotary = rotary(c, shape.head_dim)?;
     let embedding = base.embedding("embed_in", c.size("vocab_size")?, hidden)?;
     let layers = c.size("num_hidden_layers")?;
     let blocks = base.list("layers", layers, |_, b| block(c, &shape, b))?;
@@ -48,6 +48,20 @@ fn build(c: &Config, task: Task, b: &Builder) -> Result<Parts> {
         ..DecoderHeads::GENERIC
     };
     with_decoder_head(task, c, network, names, b)
+}
+
+fn rotary(c: &Config, head_dim: usize) -> Result<Rotary> {
+    // transformers' positions heed it, and its projections don't.
+    if c.size_or("head_dim", head_dim)? != head_dim {
+        let must_be = format!("{head_dim}, which is `hidden_size` over `num_attention_heads`");
+        return Err(c.wrong("head_dim", must_be));
+    }
+    let mut c = c.with_defaults([("rotary_pct", 0.25.into())]);
+    for (outer, inner) in OUTER_NAMES {
+        c.remove(inner);
+        c.rename(outer, inner);
+    }
+    Rotary::from_config(&c, head_dim)
 }
 
 fn eps(c: &Config) -> Result<f64> {
@@ -84,4 +98,22 @@ fn attention(
     let output = b.linear("dense", hidden, hidden, bias)?;
     let dropout = b.dropout("dropout", c.probability_or("attention_dropout", 0.0)?);
     Ok(CausalAttention::new(qkv, output, shape.clone(), dropout))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_have_names_of_their_own_outside() -> Result<()> {
+        let read = |text: &str| Config::parse("config.json".to_owned(), text);
+        let outer = r#"{"rotary_pct": 0.5, "partial_rotary_factor": 1.0, "rotary_emb_base": 50,
+            "rope_theta": 900}"#;
+        assert_eq!(rotary(&read(outer)?, 8)?, Rotary::plain(50.0, 4));
+        let none = r#"{"partial_rotary_factor": 1.0, "rope_theta": 900}"#;
+        assert_eq!(rotary(&read(none)?, 8)?, Rotary::plain(10_000.0, 2));
+        let message = rotary(&read(r#"{"head_dim": 16}"#)?, 8).expect_err("8 wide").to_string();
+        assert!(message.contains("`head_dim` is `16`"), "{message}");
+        Ok(())
+    }
 }

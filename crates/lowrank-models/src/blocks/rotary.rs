@@ -133,8 +133,11 @@ impl Rotary {
         };
         let (dim, base) = (self.dim as f64, self.theta);
         let pair = |turns: f64| dim * (trained / (turns * 2.0 * PI)).ln() / (2.0 * base.ln());
-        let (mut low, mut high) =
-            (pair(given.number_or("beta_fast", 32.0)?), pair(given.number_or("beta_slow", 1.0)?));
+        // A 0 is as good as none.
+        let turns = |key, default| -> Result<f64> {
+            Ok(given.number(key)?.filter(|turns| *turns != 0.0).unwrap_or(default))
+        };
+        let (mut low, mut high) = (pair(turns("beta_fast", 32.0)?), pair(turns("beta_slow", 1.0)?));
         if given.switch_or("truncate", true)? {
             (low, high) = (low.floor(), high.ceil());
         }

@@ -154,6 +154,13 @@ pub enum InitLoraWeights {
     Named(String),
 }
 
+impl InitLoraWeights {
+    /// Whether B stays as it started: MiCA (arXiv:2604.01694) trains A alone.
+    pub(crate) fn keeps_b(&self) -> bool {
+        matches!(self, Self::Named(name) if name.eq_ignore_ascii_case("mica"))
+    }
+}
+
 impl Serialize for InitLoraWeights {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {

@@ -8,7 +8,7 @@ use std::{
 use anyhow::bail;
 use candle_core::DType;
 use lowrank_data::{DataOptions, Message, Role};
-use lowrank_models::{Forced, GenerateOptions, Input, PeftModel, Sampling};
+use lowrank_models::{Barred, Forced, GenerateOptions, Input, PeftModel, Sampling};
 use lowrank_train::recipe::{
     Recipe,
     plan::{ChatPlan, Device, GeneratePlan, GenerationLimit},
@@ -185,6 +185,7 @@ impl Talk {
                 ..self.sampling
             },
             forced: Forced::of(self.model.model())?,
+            barred: Barred::of(self.model.model())?,
             ..GenerateOptions::default()
         };
         let ui = self.ui;

@@ -6,7 +6,8 @@ use anyhow::{bail, ensure};
 use candle_core::{Device, Tensor};
 use lowrank_data::{DataOptions, ImageProcessor, Tokenizer};
 use lowrank_models::{
-    Family, Forced, GenerateOptions, ImageTokens, Input, Model, PeftModel, Sampling, Task,
+    Barred, Family, Forced, GenerateOptions, ImageTokens, Input, Model, PeftModel, Sampling, Task,
+    asked_repetition_penalty, generation_start,
 };
 use serde_json::json;
 
@@ -21,7 +22,9 @@ use crate::{
 /// A prompt is a user's turn if the model has a chat template or one is named with --template;
 /// otherwise, and with --raw, it is plain text behind the special tokens that the tokenizer puts
 /// before texts (`<s>`). Generation stops at the tokenizer's `eos_token` and the `eos_token_id` of
-/// generation_config.json and config.json. Without sampling flags the likeliest token is taken.
+/// generation_config.json and config.json. Without sampling flags the likeliest token is taken that
+/// generation_config.json allows, by its `repetition_penalty`, `no_repeat_ngram_size`,
+/// `bad_words_ids`, `suppress_tokens`, `min_length` and their likes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Generate {
     #[command(flatten)]
@@ -76,11 +79,13 @@ impl Generate {
         let images = self.image.as_deref().map(|path| picture(model.model(), path)).transpose()?;
         let input = Input { images, ..Input::packed(&[prompt.as_slice()]) };
         let tokenizer = prompter.as_ref().map(Prompter::tokenizer);
+        let repetition_penalty = asked_repetition_penalty(model.model())?;
         let options = GenerateOptions {
             max_new_tokens: self.max_new_tokens,
             eos_token_ids: stop_ids(&model, tokenizer)?,
-            sampling: self.sampling.over(Sampling::default()),
+            sampling: self.sampling.over(Sampling { repetition_penalty, ..Sampling::default() }),
             forced: Forced::of(model.model())?,
+            barred: Barred::of(model.model())?,
             ..GenerateOptions::default()
         };
         if self.json {
@@ -164,7 +169,7 @@ fn print_json(
     new: &Continuation,
     ui: Ui,
 ) -> anyhow::Result<()> {
-    let start = model.model().target_start()?;
+    let start = generation_start(model.model())?;
     let before = start.map_or_else(|| prompt.to_vec(), |start| vec![start]);
     let token_ids = [before, new.ids.clone()].concat();
     let text = tokenizer.map(|t| t.decode(&token_ids, true)).transpose()?;
