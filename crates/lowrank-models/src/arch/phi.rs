@@ -48,7 +48,9 @@ fn attention_shape(c: &Config) -> Result<AttentionShape> {
         let must_be = format!("a divisor of {} heads", shape.heads);
         return Err(c.wrong("num_key_value_heads", must_be));
     }
-    Ok(AttentionShape { kv_heads, ..shape })
+    let head_dim = c.size_or("head_dim", shape.head_dim)?;
+    let scale = (head_dim as f32).sqrt().recip();
+    Ok(AttentionShape { kv_heads, head_dim, value_dim: head_dim, scale, ..shape })
 }
 
 fn norm(name: &str, dim: usize, c: &Config, b: &Builder) -> Result<Norm> {
@@ -56,11 +58,12 @@ fn norm(name: &str, dim: usize, c: &Config, b: &Builder) -> Result<Norm> {
 }
 
 fn attention(c: &Config, shape: &AttentionShape, b: &Builder) -> Result<CausalAttention> {
-    let (hidden, keys) = (c.size("hidden_size")?, shape.kv_heads * shape.head_dim);
-    let qkv = [("q_proj", hidden), ("k_proj", keys), ("v_proj", keys)];
+    let hidden = c.size("hidden_size")?;
+    let [queries, keys] = [shape.heads, shape.kv_heads].map(|heads| heads * shape.head_dim);
+    let qkv = [("q_proj", queries), ("k_proj", keys), ("v_proj", keys)];
     let [q, k, v] = qkv.map(|(name, out)| b.linear(name, hidden, out, true));
     let qkv = Projections::Separate([q?, k?, v?]);
-    let output = b.linear("dense", hidden, hidden, true)?;
+    let output = b.linear("dense", queries, hidden, true)?;
     let dropout = b.dropout("dropout", c.probability_or("attention_dropout", 0.0)?);
     let norm = |name| norm(name, shape.head_dim, c, b).map(HeadNorm::Shared);
     let head_norms = match c.switch_or("qk_layernorm", false)? {
