@@ -178,6 +178,8 @@ pub struct Architecture {
     pub pad_token_id: Option<u32>,
     /// `decoder_start_token_id`, likewise.
     pub decoder_start_token_id: Option<u32>,
+    /// `forced_eos_token_id`, likewise.
+    pub forced_eos_token_id: Option<u32>,
     /// Whether transformers looks for every table in the files once the config says that the output
     /// layer has one of its own.
     pub unties_all: bool,
@@ -211,6 +213,7 @@ impl Architecture {
         file_names: &[],
         pad_token_id: None,
         decoder_start_token_id: None,
+        forced_eos_token_id: None,
         unties_all: false,
         paper: "",
         build: |c, _, _| Err(c.not_implemented("model_type", "an entry that builds something")),

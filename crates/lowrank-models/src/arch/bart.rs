@@ -28,6 +28,7 @@ pub(super) const ENTRY: Architecture = Architecture {
     prefixes: &["model"],
     pad_token_id: Some(1),
     decoder_start_token_id: Some(2),
+    forced_eos_token_id: Some(2),
     // Those of encoder and decoder aren't tied either.
     unties_all: true,
     paper: "arXiv:1910.13461",

@@ -62,10 +62,8 @@ impl Forced {
         if config.switch_or("force_bos_token_to_be_generated", false)? {
             forced.second = config.token_id("bos_token_id")?;
         }
-        // The one class of configs that has a default.
-        let silent = !config.fields().contains_key("forced_eos_token_id");
-        if silent && model.architecture.model_type == "bart" {
-            forced.last = Some(2);
+        if !config.fields().contains_key("forced_eos_token_id") {
+            forced.last = model.architecture.forced_eos_token_id;
         }
         Ok(forced)
     }
