@@ -10,7 +10,7 @@ use crate::{Cache, Context, Encoded, Error, Family, Input, Model, Result, Sequen
 
 mod asked;
 
-pub use asked::{Barred, Forced, asked_repetition_penalty, generation_start};
+pub use asked::{Barred, Forced, generation_start};
 
 /// How the next token is chosen, under transformers' names.
 #[derive(Clone, Copy, Debug, PartialEq)]

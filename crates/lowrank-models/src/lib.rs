@@ -27,8 +27,7 @@ pub use builder::{Builder, Built, DropoutSite, FreshInit, NormShape};
 pub use config::Config;
 pub use error::{Error, Result};
 pub use generate::{
-    Barred, Forced, GenerateOptions, Sampling, asked_repetition_penalty, generate, generate_after,
-    generation_start,
+    Barred, Forced, GenerateOptions, Sampling, generate, generate_after, generation_start,
 };
 pub use image_tokens::ImageTokens;
 pub use kinds::{Openness, Working};

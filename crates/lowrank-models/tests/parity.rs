@@ -12,7 +12,7 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 use lowrank_autograd::{Gradients, Parameter, Value, ops};
 use lowrank_models::{
-    Architecture, Config, Family, Forced, GenerateOptions, Input, Model, OpenOptions, Padded, Task,
+    Architecture, Config, Family, GenerateOptions, Input, Model, OpenOptions, Padded, Task,
     generate_after,
 };
 use lowrank_peft::{
@@ -202,8 +202,8 @@ impl Case {
         let prompts = Input::new(padded.pick(&ids).into(), padded.sequences());
         let prompts = Input { images, ..prompts };
         let max_new_tokens = self.tensor("base.generated")?.dims()[1];
-        let forced = Forced::of(&self.model)?;
-        let options = GenerateOptions { max_new_tokens, forced, ..GenerateOptions::default() };
+        let asked = GenerateOptions::asked(&self.model)?;
+        let options = GenerateOptions { max_new_tokens, ..asked };
         let generated = generate_after(&self.model, &pass, &prompts, &options, |_, _| true)?;
         let generated: Vec<i64> = generated.concat().into_iter().map(i64::from).collect();
         match generated == self.ints("base.generated")? {

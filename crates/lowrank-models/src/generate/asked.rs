@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 
+use super::{GenerateOptions, Sampling};
 use crate::{Config, Model, Result};
 
 /// `generation_config.json` or, in a folder without one, the language model's `config.json`, as
@@ -15,12 +16,22 @@ fn asked(model: &Model) -> Result<(Config, bool)> {
     }
 }
 
-/// The penalty for tokens that are there already; 1 is none.
-///
-/// # Errors
-/// When a file isn't JSON or the field isn't a number above 0.
-pub fn asked_repetition_penalty(model: &Model) -> Result<f64> {
-    Ok(asked(model)?.0.positive("repetition_penalty")?.unwrap_or(1.0))
+impl GenerateOptions {
+    /// What a model's files ask for, and nothing else.
+    ///
+    /// # Errors
+    /// When a file isn't JSON, a field isn't what it should be, or one asks for what isn't
+    /// implemented.
+    pub fn asked(model: &Model) -> Result<Self> {
+        let (config, is_own) = asked(model)?;
+        let repetition_penalty = config.positive("repetition_penalty")?.unwrap_or(1.0);
+        let forced = match is_own {
+            true => Forced::of(&config)?,
+            false => Forced::of_model(&config, model.architecture.forced_eos_token_id)?,
+        };
+        let sampling = Sampling { repetition_penalty, ..Sampling::default() };
+        Ok(Self { sampling, forced, barred: Barred::of(&config)?, ..Self::default() })
+    }
 }
 
 /// What an encoder-decoder's generation begins with: what is asked for, or else what its targets do;
@@ -46,24 +57,21 @@ pub struct Forced {
 }
 
 impl Forced {
-    /// What a model's files ask for.
-    ///
-    /// # Errors
-    /// When a file isn't JSON or a field isn't a token.
-    pub fn of(model: &Model) -> Result<Self> {
-        let (config, is_own) = asked(model)?;
-        let mut forced = Self {
+    fn of(config: &Config) -> Result<Self> {
+        Ok(Self {
             second: config.token_id("forced_bos_token_id")?,
             last: config.token_id("forced_eos_token_id")?,
-        };
-        if is_own {
-            return Ok(forced);
-        }
+        })
+    }
+
+    /// What the model's own config says, with what it means where it is silent about the last one.
+    fn of_model(config: &Config, last: Option<u32>) -> Result<Self> {
+        let mut forced = Self::of(config)?;
         if config.switch_or("force_bos_token_to_be_generated", false)? {
             forced.second = config.token_id("bos_token_id")?;
         }
         if !config.fields().contains_key("forced_eos_token_id") {
-            forced.last = model.architecture.forced_eos_token_id;
+            forced.last = last;
         }
         Ok(forced)
     }
@@ -103,13 +111,7 @@ const UNKNOWN: [(&str, f64); 6] = [
 ];
 
 impl Barred {
-    /// What a model's files ask for.
-    ///
-    /// # Errors
-    /// When a file isn't JSON, a field isn't what it should be, or one asks for what isn't
-    /// implemented.
-    pub fn of(model: &Model) -> Result<Self> {
-        let (config, _) = asked(model)?;
+    fn of(config: &Config) -> Result<Self> {
         for (key, nothing) in UNKNOWN {
             if config.get(key).is_some_and(|value| value.as_f64() != Some(nothing)) {
                 return Err(config.not_implemented(key, "null"));
@@ -118,7 +120,7 @@ impl Barred {
         Ok(Self {
             always: config.token_ids("suppress_tokens")?,
             first: config.token_ids("begin_suppress_tokens")?,
-            words: words(&config)?,
+            words: words(config)?,
             ngram: config.count_or_none("no_repeat_ngram_size")?.unwrap_or_default(),
             length: config.count_or_none("min_length")?.unwrap_or_default(),
             new: config.count_or_none("min_new_tokens")?.unwrap_or_default(),

@@ -8,7 +8,7 @@ use std::{
 use anyhow::bail;
 use candle_core::DType;
 use lowrank_data::{DataOptions, Message, Role};
-use lowrank_models::{Barred, Forced, GenerateOptions, Input, PeftModel, Sampling};
+use lowrank_models::{GenerateOptions, Input, PeftModel, Sampling};
 use lowrank_train::recipe::{
     Recipe,
     plan::{ChatPlan, Device, GeneratePlan, GenerationLimit},
@@ -184,9 +184,7 @@ impl Talk {
                 seed: self.sampling.seed.wrapping_add(self.turns),
                 ..self.sampling
             },
-            forced: Forced::of(self.model.model())?,
-            barred: Barred::of(self.model.model())?,
-            ..GenerateOptions::default()
+            ..GenerateOptions::asked(self.model.model())?
         };
         let ui = self.ui;
         let tokenizer = Some(self.prompter.tokenizer());

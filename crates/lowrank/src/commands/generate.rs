@@ -6,8 +6,7 @@ use anyhow::{bail, ensure};
 use candle_core::{Device, Tensor};
 use lowrank_data::{DataOptions, ImageProcessor, Tokenizer};
 use lowrank_models::{
-    Barred, Family, Forced, GenerateOptions, ImageTokens, Input, Model, PeftModel, Sampling, Task,
-    asked_repetition_penalty, generation_start,
+    Family, GenerateOptions, ImageTokens, Input, Model, PeftModel, Task, generation_start,
 };
 use serde_json::json;
 
@@ -79,14 +78,12 @@ impl Generate {
         let images = self.image.as_deref().map(|path| picture(model.model(), path)).transpose()?;
         let input = Input { images, ..Input::packed(&[prompt.as_slice()]) };
         let tokenizer = prompter.as_ref().map(Prompter::tokenizer);
-        let repetition_penalty = asked_repetition_penalty(model.model())?;
+        let asked = GenerateOptions::asked(model.model())?;
         let options = GenerateOptions {
             max_new_tokens: self.max_new_tokens,
             eos_token_ids: stop_ids(&model, tokenizer)?,
-            sampling: self.sampling.over(Sampling { repetition_penalty, ..Sampling::default() }),
-            forced: Forced::of(model.model())?,
-            barred: Barred::of(model.model())?,
-            ..GenerateOptions::default()
+            sampling: self.sampling.over(asked.sampling),
+            ..asked
         };
         if self.json {
             let new = continue_prompt(&model, tokenizer, &input, &options, |_| Ok(()))?;

@@ -11,8 +11,8 @@ use anyhow::{Context as _, bail};
 use candle_core::{DType, Device, Tensor};
 use lowrank_autograd::{Gradients, Parameter};
 use lowrank_models::{
-    Barred, Family, Forced, GenerateOptions, Input, Model, OpenOptions, Padded, PeftModel,
-    ProblemType, Sampling, Sequences, Task, asked_repetition_penalty, generate_after,
+    Family, GenerateOptions, Input, Model, OpenOptions, Padded, PeftModel, ProblemType, Sequences,
+    Task, generate_after,
 };
 use lowrank_train::{
     Batch, Targets,
@@ -383,14 +383,8 @@ impl Case {
         let prompts = Input { images, ..prompts };
         let options = GenerateOptions {
             max_new_tokens: NEW_TOKENS,
-            sampling: Sampling {
-                repetition_penalty: asked_repetition_penalty(model.model())?,
-                ..Sampling::default()
-            },
-            forced: Forced::of(model.model())?,
-            barred: Barred::of(model.model())?,
             first_positions: first_positions(model.model(), &padded),
-            ..GenerateOptions::default()
+            ..GenerateOptions::asked(model.model())?
         };
         let (model, pass) = (model.model(), model.inference());
         let new = generate_after(model, &pass, &prompts, &options, |_, _| true)?;
